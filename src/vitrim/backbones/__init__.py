@@ -1,0 +1,1 @@
+"""One file per model library: how its vision transformers are read and cut."""

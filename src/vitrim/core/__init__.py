@@ -1,0 +1,1 @@
+"""The foundation: token maps, schedules, the engine. Imports torch alone."""

@@ -1,0 +1,383 @@
+"""The engine: runs the blocks of a model with a reducer between, before, after or around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrim.core.backbone import Backbone, Halves, find_backbone
+from vitrim.core.patch import Patch
+from vitrim.core.reducer import Policy, Reducer
+from vitrim.core.registry import METHODS, SCHEDULES, SpecError, spec
+from vitrim.core.schedule import Schedule
+from vitrim.core.tap import Tap, key_bias
+from vitrim.core.tokenmap import TokenMap
+from vitrim.core.tokens import Attention, Tokens
+from vitrim.core.trace import Step, Trace
+
+DEFAULT_SCHEDULE = "keep(rate=0.5, at=[3, 6, 9])"
+
+
+@dataclass(frozen=True)
+class State:
+    """The tokens between two blocks.
+
+    Attributes:
+        n: sequence length.
+        patches: patch tokens of the input.
+        size: ``(B, n)``, or None while nothing has been reduced.
+        valid: ``(B, n)`` bool, or None when there is no padding.
+        policy: ``(B, n)`` keep decisions of mask-based training, or None.
+        maps: maps of the stages so far.
+        positions: ``(B, n)`` original token that each token represents; only for models that use positions in blocks.
+        attention: attention of the block just left, when the next stage reads it.
+    """
+
+    n: int
+    patches: int
+    size: Tensor | None = None
+    valid: Tensor | None = None
+    policy: Tensor | None = None
+    maps: tuple[TokenMap, ...] = ()
+    positions: Tensor | None = None
+    attention: Attention | None = None
+
+
+@dataclass
+class _Memory:
+    """What blocks leave for each other, keyed by layer and overwritten.
+
+    Keyed, because gradient checkpointing runs blocks twice and backwards; overwritten, because people call
+    ``forward_features`` or single blocks, so that no model hook could reset it. A plain object, because attributes of
+    a module that change in ``forward`` confuse ``torch.export``.
+    """
+
+    states: dict[int, State] = field(default_factory=dict)
+    steps: dict[int, Step] = field(default_factory=dict)
+    plans: dict[int, dict[int, int]] = field(default_factory=dict)
+    patches: int = 0
+
+
+class Reduction(nn.Module):
+    """A method at work in a model; made by :func:`reduce`, found at ``model.reduction``.
+
+    Attributes:
+        stages: one reducer per reducing block; their parameters are the only ones that a reduction adds.
+        schedule: the schedule.
+        site: where the blocks reduce.
+        layout: token layout of the model.
+        depth: number of blocks.
+        seed: seed of methods with randomness.
+    """
+
+    def __init__(
+        self, model: nn.Module, backbone: Backbone, reducer: Reducer, schedule: Schedule, site: str | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        blocks = backbone.blocks(model)
+        self.backbone = backbone
+        self.layout = backbone.layout(model)
+        self.schedule = schedule
+        self.depth = len(blocks)
+        self.seed = seed
+        self.method = spec(reducer)
+        self.site, inner = _resolve_site(site or reducer.site, backbone, blocks)
+        self._memory = _Memory()
+        nominal = self.layout.grid[0] * self.layout.grid[1] if self.layout.grid else None
+        plan = reducer.plan(schedule, nominal or 196, self.depth)
+        layers = sorted(set(plan) | set(schedule.targets(nominal or 196, self.depth)))
+        self.layers = layers
+        self._index = {layer: i for i, layer in enumerate(layers)}
+        if self.site == "before" and reducer.reads_attention and 0 in self._index:
+            raise SpecError(f"{self.method} reads the attention of the block before; block 0 has none: start at block 1")
+        if self.site == "around" and reducer.reads_attention:
+            raise SpecError(f"{self.method} reads attention, which is not there yet around a module; use metric=tokens")
+        self.proportional = reducer.proportional
+        self.weighted = reducer.weighted
+        self.reads_attention = reducer.reads_attention
+        self.stages = nn.ModuleList()
+        for layer in layers:
+            stage = reducer.fresh()
+            if "parameters" in stage.needs and nominal is None:
+                raise SpecError(f"{self.method} has parameters for a fixed number of patches; this model takes any image size")
+            stage.setup(self.layout.dim, plan.get(layer, 1))
+            self.stages.append(stage)
+        reference = next(model.parameters(), None)
+        if reference is not None:
+            self.stages.to(device=reference.device, dtype=reference.dtype)
+        self.train(model.training)
+        self._patches: list[Patch] = []
+        if self.site == "around":
+            for layer in layers:
+                self._patches.append(AroundPatch(_inner_module(blocks[layer], inner), layer, self))
+        else:
+            for layer, block in enumerate(blocks):
+                halves = backbone.halves(block) if self.site == "inside" else None
+                self._patches.append(BlockPatch(block, layer, self, halves, backbone.positional(block)))
+            self._patches += backbone.heads(model, self)
+        self._owner = [model]  # in a list, or the model would become a sub-module of its own sub-module
+
+    # -- public ---------------------------------------------------------------------------------------------------
+
+    @property
+    def trace(self) -> Trace:
+        """The maps of the last forward pass, by block."""
+        plan = self.plan(self._memory.patches) if self._memory.patches else {}
+        return Trace({k: v for k, v in self._memory.steps.items() if k in plan}, self.layout.prefix)
+
+    def plan(self, patches: int) -> dict[int, int]:
+        """Patch tokens after each reducing block for an input of ``patches``; an upper bound for ragged methods."""
+        if patches not in self._memory.plans:
+            self._memory.plans[patches] = self.stages[0].plan(self.schedule, patches, self.depth) if len(self.stages) else {}
+        return self._memory.plans[patches]
+
+    def lengths(self, patches: int) -> list[tuple[int, int]]:
+        """Sequence lengths ``(attention, mlp)`` of every block for an input of ``patches``, prefix included."""
+        plan, now, rows = self.plan(patches), patches, []
+        for layer in range(self.depth):
+            after = plan.get(layer, now)
+            seen = after if self.site == "before" else now
+            done = now if self.site == "after" else after
+            rows.append((seen + self.layout.prefix, done + self.layout.prefix))
+            if self.site != "around":
+                now = after
+        return rows
+
+    def detach(self) -> None:
+        """Take the reduction out: the dense model again, bit for bit."""
+        for patch in reversed(self._patches):
+            patch.remove()
+        self._patches.clear()
+        for model in self._owner:
+            if getattr(model, "reduction", None) is self:
+                del model.reduction
+        self._owner.clear()
+
+    def extra_repr(self) -> str:
+        return f"{self.method}, {spec(self.schedule)}, site={self.site}"
+
+    # -- engine ---------------------------------------------------------------------------------------------------
+
+    @property
+    def final(self) -> State | None:
+        """The tokens after the last block of the last forward pass."""
+        return self._memory.states.get(self.depth - 1)
+
+    def state_after(self, layer: int) -> State | None:
+        """The tokens after block ``layer`` in the last forward pass."""
+        return self._memory.states.get(layer)
+
+    def run_block(self, patch: BlockPatch, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one block with whatever happens before, inside and after it."""
+        layer = patch.layer
+        state = self._enter(layer, x)
+        keep = self.plan(state.patches).get(layer)
+        if keep is not None and self.site == "before":
+            x, state = self._step(layer, keep, x, state, state.attention)
+        reading = self.reads_attention and self._reads_at(layer, state.patches)
+        halves = patch.halves if keep is not None and self.site == "inside" else None
+        bias = key_bias(state.size if self.proportional else None, state.valid)
+        positions = state.positions if patch.positional else None
+        if positions is not None:
+            args, kwargs = self.backbone.move_positions(args, kwargs, positions[:, self.layout.prefix :] - self.layout.prefix)
+        calls: list[Attention] = []
+        if halves is None and bias is None and state.policy is None and positions is None and not reading:
+            out = patch.original(x, *args, **kwargs)
+        else:
+            with Tap(calls, state.n, bias, state.policy, positions):
+                out = patch.original(x, *args, **kwargs) if halves is None else halves.attention(patch.module, x, *args, **kwargs)
+            if not calls:
+                raise _no_attention_seen(patch.module)
+        attention = calls[0] if reading else None
+        x = out[0] if isinstance(out, tuple) else out
+        if keep is not None and self.site != "before":
+            x, state = self._step(layer, keep, x, state, attention)
+        if halves is not None:
+            x = halves.mlp(patch.module, x)
+        wanted = attention if self.site == "before" else None
+        self._memory.states[layer] = replace(state, attention=wanted)
+        return (x, *out[1:]) if isinstance(out, tuple) and halves is None else x
+
+    def run_around(self, patch: AroundPatch, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Pool before a sub-module and lift after it."""
+        state = State(x.shape[1], x.shape[1] - self.layout.prefix)
+        keep = self.plan(state.patches).get(patch.layer)
+        self._memory.patches = state.patches
+        if keep is None:
+            return patch.original(x, *args, **kwargs)
+        pooled, state = self._step(patch.layer, keep, x, state, None)
+        out = patch.original(pooled, *args, **kwargs)
+        y = out[0] if isinstance(out, tuple) else out
+        lifted = state.maps[-1].lift(y)
+        return (lifted, *out[1:]) if isinstance(out, tuple) else lifted
+
+    def _enter(self, layer: int, x: Tensor) -> State:
+        if layer == 0:
+            self._memory.patches = x.shape[1] - self.layout.prefix
+            return State(x.shape[1], x.shape[1] - self.layout.prefix)
+        state = self._memory.states.get(layer - 1)
+        if state is None:
+            raise RuntimeError(f"block {layer} was run without block {layer - 1} before it; run the model from its first block")
+        if state.n != x.shape[1]:
+            raise RuntimeError(
+                f"block {layer} got {x.shape[1]} tokens where block {layer - 1} left {state.n}; with gradient checkpointing, run "
+                "backward before the next forward pass"
+            )
+        return state
+
+    def _reads_at(self, layer: int, patches: int) -> bool:
+        return (layer + 1 if self.site == "before" else layer) in self.plan(patches)
+
+    def _step(self, layer: int, keep: int, x: Tensor, state: State, attention: Attention | None) -> tuple[Tensor, State]:
+        stage: Any = self.stages[self._index[layer]]
+        prefix = self.layout.prefix
+        size = torch.ones(x.shape[:2], device=x.device) if state.size is None else state.size
+        grid = self.layout.grid
+        if grid is None or grid[0] * grid[1] != state.patches:
+            side = int(state.patches**0.5)
+            grid = (side, side) if side * side == state.patches else None
+        tokens = Tokens(
+            x, size, prefix, self.layout.cls, grid, layer, self.depth, state.valid, state.policy, self.training, self.seed,
+            attention, state.maps,
+        )  # fmt: skip
+        answer = stage(tokens, keep)
+        if isinstance(answer, Policy):
+            same = TokenMap.identity(x.shape[0], x.shape[1], x.device)
+            self._memory.steps[layer] = Step(same, size, answer.keep)
+            return x, replace(state, policy=answer.keep)
+        source = x
+        if type(stage).value is not Reducer.value:
+            source = torch.cat([x[:, :prefix], stage.value(x[:, prefix:])], dim=1)
+        y = answer.pool(source, mass=size if self.weighted else None)
+        maps = (*state.maps, answer.detach())
+        step = Step(maps[-1], maps[-1].mass(size))
+        self._memory.steps[layer] = step
+        positions = None
+        if self.backbone_positional:
+            index = answer.representative()
+            positions = index if state.positions is None else state.positions.gather(1, index)
+        return y, replace(
+            state, n=answer.m, size=step.size, valid=answer.valid, maps=maps, positions=positions, attention=None, policy=None
+        )
+
+    @property
+    def backbone_positional(self) -> bool:
+        """Whether any block of the model is told positions."""
+        return any(isinstance(p, BlockPatch) and p.positional for p in self._patches)
+
+
+class BlockPatch(Patch):
+    """The forward of one block, under the engine."""
+
+    def __init__(self, block: nn.Module, layer: int, reduction: Reduction, halves: type[Halves] | None, positional: bool) -> None:
+        super().__init__(block)
+        self.layer = layer
+        self.reduction = reduction
+        self.halves = halves
+        self.positional = positional
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the block; arguments as the block's own forward."""
+        return self.reduction.run_block(self, x, args, kwargs)
+
+
+class AroundPatch(Patch):
+    """The forward of a sub-module on fewer tokens: pool before, lift after."""
+
+    def __init__(self, module: nn.Module, layer: int, reduction: Reduction) -> None:
+        super().__init__(module)
+        self.layer = layer
+        self.reduction = reduction
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the sub-module; arguments as its own forward."""
+        return self.reduction.run_around(self, x, args, kwargs)
+
+
+def reduce(
+    model: nn.Module,
+    method: str | Reducer,
+    schedule: str | Schedule = DEFAULT_SCHEDULE,
+    *,
+    site: str | None = None,
+    seed: int = 0,
+    backbone: Backbone | None = None,
+) -> Reduction:
+    """Reduce the tokens of a vision transformer, in place.
+
+    Args:
+        model: a model of timm, torchvision, transformers or open_clip, or any module with a list of blocks.
+        method: spec of a method such as ``"atc(linkage=average)"``, or a :class:`Reducer`.
+        schedule: spec of a schedule such as ``"keep(rate=0.5, at=[3, 6, 9])"``, or a :class:`Schedule`.
+        site: ``before``, ``inside`` or ``after`` a block, or ``around:NAME`` for the sub-module NAME of each block (pooled
+            before, lifted after); the method's own site when None.
+        seed: seed of methods with randomness.
+        backbone: how to read the model, when vitrim does not know it.
+
+    Returns:
+        The reduction, also found at ``model.reduction``. ``detach()`` takes it out again.
+
+    Raises:
+        SpecError: for a bad spec, or a method that cannot work on this model.
+        TypeError: for a model in which no blocks are found.
+        ValueError: when the model is reduced already, or the schedule names blocks that it does not have.
+    """
+    if isinstance(getattr(model, "reduction", None), Reduction):
+        raise ValueError("this model is reduced already; call model.reduction.detach() first")
+    if hasattr(model, "reduction"):
+        raise ValueError(f"{type(model).__name__} has an attribute 'reduction' of its own; wrap the model in another module")
+    reducer = METHODS.build(method)
+    plan = SCHEDULES.build(schedule)
+    if not isinstance(reducer, Reducer):
+        raise TypeError(f"method must be a spec or a Reducer, got {type(reducer).__name__}")
+    if not isinstance(plan, Schedule):
+        raise TypeError(f"schedule must be a spec or a Schedule, got {type(plan).__name__}")
+    reduction = Reduction(model, backbone or find_backbone(model), reducer, plan, site, seed)
+    model.reduction = reduction  # first, so that a refusal leaves the model as it was
+    for patch in reduction._patches:
+        patch.install()
+    return reduction
+
+
+@contextmanager
+def reduced(model: nn.Module, method: str | Reducer, schedule: str | Schedule = DEFAULT_SCHEDULE, **options: Any) -> Iterator[Reduction]:
+    """As :func:`reduce`, for the time of a ``with`` block."""
+    reduction = reduce(model, method, schedule, **options)
+    try:
+        yield reduction
+    finally:
+        reduction.detach()
+
+
+def _resolve_site(site: str, backbone: Backbone, blocks: list[nn.Module]) -> tuple[str, str]:
+    """The site that is possible, and the name of the inner module for ``around``."""
+    name, _, inner = site.partition(":")
+    if name == "around":
+        if not inner:
+            raise SpecError("site 'around' needs the name of a sub-module of the blocks, as in around:attn")
+        return name, inner
+    if name not in ("before", "inside", "after") or inner:
+        raise SpecError(f"unknown site '{site}'; it is before, inside, after or around:NAME")
+    if name == "inside" and any(backbone.halves(b) is None for b in blocks):
+        return "after", ""
+    return name, ""
+
+
+def _inner_module(block: nn.Module, name: str) -> nn.Module:
+    try:
+        return block.get_submodule(name)
+    except AttributeError as error:
+        names = ", ".join(n for n, _ in block.named_children())
+        raise SpecError(f"{type(block).__name__} has no sub-module '{name}'; it has: {names}") from error
+
+
+def _no_attention_seen(block: nn.Module) -> RuntimeError:
+    return RuntimeError(
+        f"no call of scaled_dot_product_attention was seen in {type(block).__module__}.{type(block).__name__}; switch the model to "
+        "it: fused_attn=True in timm (timm.layers.set_fused_attn), attn_implementation='sdpa' in transformers"
+    )

@@ -1,0 +1,131 @@
+"""Schedules: how many patch tokens stay after which block.
+
+A schedule gives *nominal* targets; a method turns them into the counts that it can reach
+(:meth:`vitrim.core.reducer.Reducer.plan`), all of it integer arithmetic before the first forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitrim.core.registry import SCHEDULES
+
+
+class Schedule:
+    """Base of all schedules."""
+
+    def targets(self, patches: int, depth: int) -> dict[int, int]:
+        """Nominal number of patch tokens after each reducing block, ``{block: count}``, blocks ascending.
+
+        Counts may be zero or negative where more is asked for than there is; methods clip them.
+
+        Args:
+            patches: number of patch tokens of the input.
+            depth: number of blocks of the model.
+
+        Raises:
+            ValueError: when a block index does not exist.
+        """
+        raise NotImplementedError
+
+
+def _check_blocks(at: Sequence[int], depth: int) -> None:
+    late = [i for i in at if i >= depth]
+    if late:
+        raise ValueError(f"block {late[0]} does not exist: the model has {depth} blocks, numbered 0 to {depth - 1}")
+
+
+def _locations(at: Sequence[int]) -> list[int]:
+    blocks = [int(i) for i in at]
+    if not blocks or blocks != sorted(set(blocks)) or blocks[0] < 0:
+        raise ValueError(f"at must list different blocks in ascending order, counted from 0; got {list(at)}")
+    return blocks
+
+
+@SCHEDULES.register("keep")
+class Keep(Schedule):
+    """Keep a share of the initial patches: ``int(P * rate**(i+1))`` after the i-th location.
+
+    The protocol of "Which Tokens to Use?" (arXiv:2308.04657) and ATC (arXiv:2409.11923).
+
+    Args:
+        rate: share that stays, in (0, 1]; a list gives the share of the *initial* patches for each location.
+        at: blocks that reduce, counted from 0.
+    """
+
+    def __init__(self, rate: float | Sequence[float] = 0.5, at: Sequence[int] = (3, 6, 9)) -> None:
+        self.at = _locations(at)
+        self.rate = list(rate) if isinstance(rate, list | tuple) else rate
+        if isinstance(self.rate, list) and len(self.rate) != len(self.at):
+            raise ValueError(f"rate lists {len(self.rate)} shares for {len(self.at)} locations; give one for each")
+        values = self.rate if isinstance(self.rate, list) else [self.rate]
+        if not all(isinstance(v, int | float) and 0 < v <= 1 for v in values):
+            raise ValueError(f"rate is the share that stays, in (0, 1]; got {self.rate}")
+
+    def targets(self, patches: int, depth: int) -> dict[int, int]:
+        _check_blocks(self.at, depth)
+        if isinstance(self.rate, list):
+            rates = self.rate
+        else:
+            rates = [self.rate ** (i + 1) for i in range(len(self.at))]
+        return {block: int(patches * rate) for block, rate in zip(self.at, rates, strict=True)}
+
+
+@SCHEDULES.register("counts")
+class Counts(Schedule):
+    """Keep exact numbers of patch tokens.
+
+    Args:
+        tokens: patch tokens that stay, one number for each location.
+        at: blocks that reduce, counted from 0.
+    """
+
+    def __init__(self, tokens: Sequence[int], at: Sequence[int] = (3, 6, 9)) -> None:
+        self.at = _locations(at)
+        if not isinstance(tokens, list | tuple) or len(tokens) != len(self.at):
+            raise ValueError(f"tokens must list one number for each of the {len(self.at)} locations {self.at}")
+        if not all(float(t).is_integer() and t >= 1 for t in tokens):
+            raise ValueError(f"tokens must be whole numbers from 1 on; got {list(tokens)}")
+        self.tokens = [int(t) for t in tokens]
+
+    def targets(self, patches: int, depth: int) -> dict[int, int]:
+        _check_blocks(self.at, depth)
+        return dict(zip(self.at, self.tokens, strict=True))
+
+
+@SCHEDULES.register("r")
+class R(Schedule):
+    """Remove r tokens in every block, the schedule of ToMe (arXiv:2210.09461).
+
+    Args:
+        n: tokens to remove per block; a list gives one number for each block and ends with zeros.
+        inflect: slope in [-1, 1]: -1 starts with 2n and falls to 0, 1 rises from 0 to 2n, 0 is constant.
+    """
+
+    def __init__(self, n: int | Sequence[int] = 8, inflect: float = 0.0) -> None:
+        self.n = [int(v) for v in n] if isinstance(n, list | tuple) else int(n)
+        self.inflect = inflect
+        values = self.n if isinstance(self.n, list) else [self.n]
+        if min(values) < 0:
+            raise ValueError(f"n is a number of tokens to remove, 0 or more; got {self.n}")
+        if not -1 <= inflect <= 1:
+            raise ValueError(f"inflect lies in [-1, 1]; got {inflect}")
+        if isinstance(self.n, list) and inflect:
+            raise ValueError("inflect shapes a single n; a list says it all by itself")
+
+    def removals(self, depth: int) -> list[int]:
+        """Tokens to remove in each of ``depth`` blocks."""
+        if isinstance(self.n, list):
+            return (self.n + [0] * depth)[:depth]
+        low = int(self.n * (1.0 - self.inflect))
+        high = 2 * self.n - low
+        step = (high - low) / (depth - 1) if depth > 1 else 0.0
+        return [int(low + step * i) for i in range(depth)]
+
+    def targets(self, patches: int, depth: int) -> dict[int, int]:
+        counts, left = {}, patches
+        for block, removed in enumerate(self.removals(depth)):
+            left -= removed
+            if removed > 0:
+                counts[block] = left
+        return counts

@@ -1,0 +1,149 @@
+"""What a reducer may look at: the tokens of one layer and, lazily, the attention of its block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vitrim.core.tokenmap import TokenMap
+
+
+class Attention:
+    """Queries, keys and values as they stood at ``scaled_dot_product_attention``; weights only on request.
+
+    Keys are after rotary positions and q/k norms: the attention that the model really computes.
+
+    Attributes:
+        queries: ``(B, heads, n, d)``.
+        keys: ``(B, heads, n, d)``.
+        values: ``(B, heads, n, d)``.
+        bias: additive bias of the logits that broadcasts to ``(B, heads, n, n)``, or None. It holds the
+            log-sizes of proportional attention and ``-inf`` for padding.
+    """
+
+    def __init__(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None = None) -> None:
+        repeat = queries.shape[1] // keys.shape[1]
+        self.queries = queries
+        self.keys = keys if repeat == 1 else keys.repeat_interleave(repeat, dim=1)
+        self.values = values if repeat == 1 else values.repeat_interleave(repeat, dim=1)
+        self.scale = scale
+        self.bias = bias
+
+    def mean_key(self) -> Tensor:
+        """``(B, n, d)``: keys averaged over the heads, the usual merging metric."""
+        return self.keys.mean(dim=1)
+
+    def from_token(self, i: int) -> Tensor:
+        """``(B, heads, n)``: how token ``i`` spreads its attention. O(n) time and memory."""
+        return self._rows(i, i + 1).squeeze(2)
+
+    def received(self, chunk: int = 256) -> Tensor:
+        """``(B, heads, n)``: attention that each token gets, summed over the queries, ``chunk`` queries at a time."""
+        n = self.queries.shape[2]
+        total = self._rows(0, min(chunk, n)).sum(dim=2)
+        for start in range(chunk, n, chunk):
+            total = total + self._rows(start, min(start + chunk, n)).sum(dim=2)
+        return total
+
+    def weights(self) -> Tensor:
+        """``(B, heads, n, n)``: the whole attention matrix. O(n^2); prefer :meth:`from_token` or :meth:`received`."""
+        return self._rows(0, self.queries.shape[2])
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        logits = (self.queries[:, :, start:stop] * self.scale) @ self.keys.transpose(-2, -1)
+        if self.bias is not None:
+            bias = self.bias if self.bias.shape[-2] == 1 else self.bias[..., start:stop, :]
+            logits = logits + bias
+        return logits.float().softmax(dim=-1).to(self.values.dtype)
+
+
+@dataclass
+class Tokens:
+    """Everything that a reducer may look at.
+
+    Attributes:
+        x: ``(B, n, C)`` residual stream, prefix tokens first.
+        size: ``(B, n)`` number of original tokens that each token stands for.
+        prefix: number of leading tokens (class, distillation, registers, prompts) that must survive.
+        cls: position of the class token, or None.
+        grid: patch grid ``(height, width)`` of the input, or None when unknown.
+        layer: index of the block.
+        depth: number of blocks of the model.
+        valid: ``(B, n)`` bool, False for padding of a ragged earlier stage; None when all are real.
+        policy: ``(B, n)`` keep decisions of an earlier stage of mask-based training, or None.
+        training: whether the model is in training mode.
+        seed: seed of the reduction, for :meth:`uniform`.
+    """
+
+    x: Tensor
+    size: Tensor
+    prefix: int
+    cls: int | None
+    grid: tuple[int, int] | None
+    layer: int
+    depth: int
+    valid: Tensor | None = None
+    policy: Tensor | None = None
+    training: bool = False
+    seed: int = 0
+    _attention: Attention | None = None
+    _maps: Sequence[TokenMap] = field(default_factory=tuple)
+
+    @property
+    def patches(self) -> Tensor:
+        """``(B, n - prefix, C)``: the tokens that may be reduced."""
+        return self.x[:, self.prefix :]
+
+    @property
+    def attention(self) -> Attention:
+        """Attention of this block (sites ``inside`` and ``after``) or of the previous one (site ``before``).
+
+        Raises:
+            RuntimeError: at a site where none has been computed.
+        """
+        if self._attention is None:
+            raise RuntimeError(
+                f"layer {self.layer}: no attention was recorded before this point; choose site='inside' or 'after', "
+                "or a method that does not read attention"
+            )
+        return self._attention
+
+    @property
+    def origin(self) -> TokenMap:
+        """Map from the original tokens to these, composed over all earlier stages."""
+        total = TokenMap.identity(self.x.shape[0], self.x.shape[1], self.x.device)
+        if not self._maps:
+            return total
+        total = self._maps[0]
+        for step in self._maps[1:]:
+            total = total.then(step)
+        return total
+
+    def class_attention(self) -> Tensor:
+        """``(B, heads, n)``: attention of the class token; without one, the mean attention that a token receives.
+
+        Both are non-negative and sum to one over the tokens.
+        """
+        if self.cls is not None:
+            return self.attention.from_token(self.cls)
+        return self.attention.received() / self.x.shape[1]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1).
+
+        In training they come from the global generator. In evaluation they are a hash of (seed, layer, position): a
+        block that runs again repeats itself, the same on every device, and ``torch.compile`` can trace it.
+        """
+        if self.training:
+            return torch.rand(shape, device=self.x.device)
+        count = 1
+        for extent in shape:
+            count *= extent
+        # Weyl sequence through the golden ratio, offset by seed and layer; float64 keeps 30 good bits.
+        start = ((self.seed * 1000003 + self.layer + 1) * 0.7548776662466927) % 1.0
+        index = torch.arange(1, count + 1, dtype=torch.float64, device=self.x.device)
+        mixed = torch.frac(torch.sin(index * 12.9898 + start * 78.233) * 43758.5453).abs()
+        return mixed.float().clamp_max(1 - 2**-24).view(shape)

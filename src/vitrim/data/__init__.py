@@ -1,0 +1,1 @@
+"""Images and models: the embedded ones, and those that a user hands in."""

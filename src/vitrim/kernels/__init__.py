@@ -1,0 +1,1 @@
+"""Batched clustering and matching, below the methods."""

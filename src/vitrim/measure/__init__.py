@@ -1,0 +1,1 @@
+"""FLOPs, throughput and memory of dense and reduced models."""

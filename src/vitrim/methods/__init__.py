@@ -1,0 +1,1 @@
+"""One file per token reduction method; the file name is the spec name."""
