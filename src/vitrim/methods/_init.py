@@ -1,0 +1,14 @@
+"""Initialisation that the learned methods share."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def init_linear(module: nn.Module) -> None:
+    """The initialiser of the vision transformers: truncated normal weights (std 0.02), zero biases, for all Linear layers."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,75 @@
+"""Sinkhorn: soft clusters by optimal transport."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrim.core.reducer import Policy, Reducer
+from vitrim.core.registry import METHODS
+from vitrim.core.schedule import Schedule
+from vitrim.core.tokenmap import TokenMap
+from vitrim.core.tokens import Tokens
+from vitrim.methods._soft import plan_all
+from vitrim.methods.ats import check_compat
+
+
+@METHODS.register("sinkhorn")
+class Sinkhorn(Reducer):
+    """Transport unit-length tokens to K learned centres by entropy-regularised optimal transport.
+
+    A new token is the sum of unit-length tokens with the transport weights, as in the published code.
+
+    Args:
+        eps: strength of the entropy term.
+        iterations: Sinkhorn iterations.
+        compat: ``official`` overwrites the stored centres by their unit-length version in every forward pass, also in
+            evaluation, and gives them the gradient of that version; ``paper`` normalises without touching them.
+    """
+
+    family = "soft"
+    site = "before"
+    paper = "Haurum et al., Which Tokens to Use?, ICCVW 2023, arXiv:2308.04657; Cuturi, NeurIPS 2013"
+    needs = ("parameters",)
+
+    def __init__(self, *, eps: float = 1.0, iterations: int = 3, compat: str = "paper") -> None:
+        super().__init__()
+        self.eps = eps
+        self.iterations = iterations
+        self.compat = check_compat(compat)
+
+    def setup(self, dim: int, keep: int) -> None:
+        self.v = nn.Parameter(torch.randn(keep, dim))
+
+    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
+        return plan_all(schedule, patches, depth)
+
+    def value(self, patches: Tensor) -> Tensor:
+        return F.normalize(patches, dim=-1)
+
+    def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
+        if self.compat == "official":
+            with torch.no_grad():
+                self.v.copy_(F.normalize(self.v, dim=-1))
+            centres = self.v
+        else:
+            centres = F.normalize(self.v, dim=-1)
+        similarity = centres @ self.value(t.patches).transpose(1, 2)
+        exact = similarity if similarity.dtype == torch.float64 else similarity.float()
+        return TokenMap.soft(transport(exact, self.eps, self.iterations)).with_prefix(t.prefix)
+
+
+def transport(similarity: Tensor, eps: float, iterations: int) -> Tensor:
+    """Sinkhorn iterations in log space on ``similarity (B, K, n)``; columns of the result sum to one."""
+    k, n = similarity.shape[-2:]
+    z = similarity / eps
+    marginal = -math.log(k + n)
+    b = torch.zeros_like(z[:, :1])
+    a = torch.zeros_like(z[:, :, :1])
+    for _ in range(iterations):
+        a = marginal - torch.logsumexp(z + b, dim=2, keepdim=True)
+        b = marginal - torch.logsumexp(z + a, dim=1, keepdim=True)
+    return (z + a + b - marginal).exp()

@@ -1,0 +1,36 @@
+"""SiT: self-slimmed token aggregation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vitrim.core.reducer import Policy, Reducer
+from vitrim.core.registry import METHODS
+from vitrim.core.schedule import Schedule
+from vitrim.core.tokenmap import TokenMap
+from vitrim.core.tokens import Tokens
+from vitrim.methods._init import init_linear
+from vitrim.methods._soft import plan_all
+
+
+@METHODS.register("sit")
+class SiT(Reducer):
+    """A small network gives every token K logits; each new token is the softmax-weighted average over the tokens."""
+
+    family = "soft"
+    site = "before"
+    paper = "Zong et al., Self-slimmed Vision Transformer (SiT), ECCV 2022, arXiv:2111.12624"
+    needs = ("parameters",)
+
+    def setup(self, dim: int, keep: int) -> None:
+        self.weight = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, keep))
+        self.scale = nn.Parameter(torch.ones(1, 1, 1))
+        init_linear(self)
+
+    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
+        return plan_all(schedule, patches, depth)
+
+    def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
+        share = (self.scale * self.weight(t.patches)).softmax(dim=1)
+        return TokenMap.soft(share.transpose(1, 2)).with_prefix(t.prefix)
