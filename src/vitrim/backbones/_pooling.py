@@ -29,8 +29,9 @@ def token_mass(state: State, prefix: int) -> Tensor | None:
 
 def weighted_mean(x: Tensor, mass: Tensor) -> Tensor:
     """Mean over tokens of ``x (B, n, C)`` with weights ``mass (B, n)``: what the dense mean is for merged tokens."""
-    share = mass.to(x.dtype) / mass.sum(dim=1, keepdim=True).to(x.dtype)
-    return (share.unsqueeze(1) @ x).squeeze(1)
+    # Sum and division, not a product with shares: for equal masses this is the dense mean, bit for bit.
+    total = (x * mass.unsqueeze(-1)).sum(dim=1)
+    return (total / mass.sum(dim=1, keepdim=True)).to(x.dtype)
 
 
 class HeadPatch(Patch):

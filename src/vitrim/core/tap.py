@@ -93,8 +93,9 @@ class Tap(TorchFunctionMode):
 
 
 def _take_positions(mask: Tensor, index: Tensor) -> Tensor:
-    """Rows and columns ``index (B, n)`` of a position bias ``(1 or B, heads, N, N)``."""
+    """Rows and columns ``index (B, n)`` of a position bias ``(1 or B, heads, N, N)``, or of one without the first axes."""
     batch, n = index.shape
+    mask = mask.view(*[1] * (4 - mask.dim()), *mask.shape)
     mask = mask.expand(batch, *mask.shape[1:])
     heads, full = mask.shape[1], mask.shape[-1]
     rows = mask.gather(2, index[:, None, :, None].expand(batch, heads, n, full))

@@ -35,6 +35,6 @@ def refuse_unreachable(key: str) -> None:
 def no_pretrained(key: str, why: str) -> str:
     """The message for a timm model whose pretrained weights cannot be had, with what to do."""
     return (
-        f"no pretrained weights for timm/{key}: {why}. Download model.safetensors of timm/{key} from huggingface.co elsewhere and "
-        "pass --weights FILE, or use --random-weights for timings and pictures without meaningful predictions"
+        f"no pretrained weights for timm/{key}: {why}. Download model.safetensors of timm/{key} from huggingface.co elsewhere "
+        "and pass --weights FILE, or use --random-weights for timings and pictures without meaningful predictions"
     )

@@ -72,6 +72,7 @@ class Grey:
         self.std = std
 
     def __call__(self, image: Image.Image) -> Tensor:
+        """``(1, H, W)`` float32."""
         height, width = self.size
         grey = image.convert("L")
         if grey.size != (width, height):
@@ -201,7 +202,8 @@ def _finish(
     model: Any, name: str, weights: Weights | None, norms: dict[str, tuple[float, ...]], random: bool = False, whole: bool = False
 ) -> LoadedModel:
     """Transform and class names of a timm model; ``whole`` images lose no border to a centre crop."""
-    from timm.data import create_transform, resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
 
     size = _input_size(model)
     meta = {} if weights is None else weights.metadata
@@ -251,8 +253,8 @@ def _geometry(weights: Weights) -> dict[str, Any]:
     absent = [k for k in needed if k not in state]
     if absent:
         raise ValueError(
-            f"weights: '{weights.path}' is no plain VisionTransformer of timm (no {', '.join(absent)}); name the model it was saved "
-            "from as timm/NAME"
+            f"weights: '{weights.path}' is no plain VisionTransformer of timm (no {', '.join(absent)}); name the model that it "
+            "was saved from as timm/NAME"
         )
     dim, channels, height, width = state["patch_embed.proj.weight"].shape
     side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
@@ -265,7 +267,7 @@ def _geometry(weights: Weights) -> dict[str, Any]:
 
 
 def _input_size(model: Any) -> tuple[int, int, int]:
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     size = tuple(resolve_model_data_config(model)["input_size"])
     embed = getattr(model, "patch_embed", None)
@@ -281,7 +283,7 @@ def _class_names(model: Any, meta: dict[str, str]) -> tuple[list[str] | None, di
         return classes, _index(classes)
     if getattr(model, "num_classes", None) != 1000:
         return None, {}
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo()
     classes = [info.index_to_description(i) for i in range(1000)]

@@ -109,7 +109,9 @@ def _remedy(
             return f"its head is for {state[shapes[0]].shape[0]} classes: leave num_classes out or give that number"
     if all("head" in k or "fc" in k.split(".")[0] for k in missing) and missing and not unexpected and not shapes:
         return "it was saved without a classification head: give num_classes=0 for features only, or weights with a head"
-    return "it was saved from another model: name that one, as in timm/NAME(img_size=224)"
+    plain = {"pos_embed", "cls_token", "head.weight", "blocks.0.attn.qkv.weight"} <= set(state)
+    other = ", or vit, which reads a plain ViT's geometry from the file" if plain else ""
+    return f"it was saved from another model: name that one, as in timm/NAME(img_size=224){other}"
 
 
 def _image_size_remedy(expected: dict[str, Any], state: dict[str, Tensor], base: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart with every common form of colour blindness, without the yellow that white swallows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "d", "8")
 
 
 def rows_to_csv(rows: Sequence[Row]) -> str:
@@ -142,8 +142,9 @@ def plot(rows: Sequence[Row], path: str | Path, title: str = "") -> Path:
             marker=_MARKERS[i % len(_MARKERS)],
             linestyle=":" if untrained else ("-", "--")[i // len(_COLOURS) % 2],
             linewidth=1.6,
-            markersize=6.5,
+            markersize=8,
             markeredgecolor="white",
+            markeredgewidth=0.7,
             label=f"{_name(method)} (untrained)" if untrained else _name(method),
         )
     for row in dense:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,7 @@ class _Setup:
     seed: int
     compile: bool
     extras: bool
+    learned: Mapping[str, Tensor]
     progress: Progress
 
     @property
@@ -125,6 +126,7 @@ def sweep_rows(
     seed: int = 0,
     compile: bool = False,
     extras: bool = True,
+    learned: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Row]:
     """Measure the dense model, then each run, giving a row as soon as it is finished.
@@ -144,6 +146,7 @@ def sweep_rows(
         seed: of methods with randomness, and of the initial values of learned ones.
         compile: time models under ``torch.compile``; compilation happens in the warm-up.
         extras: measure latency of one image and peak memory, too.
+        learned: weights of a learned method by the names of ``model.reduction``; used by the runs that they fit.
         progress: called with a line of text before each step.
 
     Yields:
@@ -160,8 +163,8 @@ def sweep_rows(
         raise ValueError("this model is reduced already; call model.reduction.detach() first")
     runs = check_runs(model, runs)
     size = min(batch_size, len(images))
-    say = progress or _silent
-    setup = _Setup(_shared_copy(model).eval(), images, labels, size, rounds, warmup, seed, compile, extras, say)
+    say = progress or str  # str() of a line does nothing
+    setup = _Setup(_shared_copy(model).eval(), images, labels, size, rounds, warmup, seed, compile, extras, learned or {}, say)
     say("dense: predictions and time")
     row, dense = _measure_dense(setup)
     yield row
@@ -221,6 +224,7 @@ def _measure(setup: _Setup, dense: _Dense, method: str, schedule: str) -> Row:
     with torch.random.fork_rng():
         torch.manual_seed(setup.seed)
         reduction = reduce(model, method, schedule, seed=setup.seed)
+    trained = _load(reduction, setup.learned)
     logits = predict(model, setup.images, setup.batch_size)
     flops = count_flops(model, setup.batch).flops
     tokens = _tokens_left(reduction)
@@ -243,7 +247,7 @@ def _measure(setup: _Setup, dense: _Dense, method: str, schedule: str) -> Row:
         peak_mb=peak,
         top1=None if setup.labels is None else top1(logits, setup.labels),
         agreement=agreement(logits, dense.logits),
-        note="untrained" if "parameters" in describe(parse_spec(method)[0]).needs else "",
+        note="" if trained else "untrained",
     )
 
 
@@ -252,8 +256,13 @@ def realised_fraction(speedup: float, flop_speedup: float) -> float | None:
     return (speedup - 1) / (flop_speedup - 1) if flop_speedup >= 1.02 else None
 
 
-def _silent(text: str, /) -> None:
-    del text
+def _load(reduction: Reduction, weights: Mapping[str, Tensor]) -> bool:
+    """Load the learned part if the weights are its own; whether nothing in it is left untrained."""
+    wanted = {name: tuple(t.shape) for name, t in reduction.state_dict().items()}
+    if wanted and wanted == {name: tuple(t.shape) for name, t in weights.items()}:
+        reduction.load_state_dict(weights)
+        return True
+    return "parameters" not in describe(parse_spec(reduction.method)[0]).needs
 
 
 def _against(first: Callable[[], object], second: Callable[[], object], setup: _Setup) -> Timing:

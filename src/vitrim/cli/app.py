@@ -1,0 +1,80 @@
+"""The command line: ``vitrim methods``, ``inspect``, ``bench`` and ``demo``, each loaded when it is used."""
+
+from __future__ import annotations
+
+import difflib
+import dis
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError
+
+import vitrim
+
+VERBS = {
+    "demo": "See a method at work: what stays of an image, what it predicts, how fast it is.",
+    "methods": "List the token reduction methods, or explain one.",
+    "inspect": "Show what a method would do to a model, block by block.",
+    "bench": "Measure accuracy, FLOPs and time of methods against the dense model.",
+}
+
+
+def build_app() -> App:
+    """The application; verbs are named by import path, so that ``--help`` and ``--version`` do not load PyTorch."""
+    app = App(name="vitrim", help=vitrim.__doc__, version=vitrim.__version__, help_format="plaintext")
+    for verb, summary in VERBS.items():
+        app.command(f"vitrim.cli.{verb}:{verb}", name=verb, help=summary)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give the exit code: 0, 2 for wrong input, 130 after Ctrl-C.
+
+    Wrong input is told in one line, without a traceback (``VITRIM_DEBUG=1`` shows it); anything unexpected keeps its own.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        # Here, because the parser would import every verb to say it.
+        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(VERBS)}"
+        print(f"vitrim: unknown command '{arguments[0]}'; {hint}", file=sys.stderr)
+        return 2
+    app = build_app()
+    app.suppress_keyboard_interrupt = False
+    try:
+        return app(arguments, exit_on_error=False, result_action="return_int_as_exit_code_else_zero")
+    except CycloptsError:
+        return 2  # cyclopts has printed it
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; closing quietly needs stdout out of the interpreter's way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("VITRIM_DEBUG") or not is_ours(error):
+            raise
+        print(f"vitrim: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether the message was written for the user: by a ``raise`` of this package, or by the file system about a path."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    here = Path(__file__).resolve().parents[1] in Path(code.co_filename).resolve().parents
+    # A TypeError of a wrong call inside the package is a bug, and must show itself; only raise statements are meant.
+    return here and code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
