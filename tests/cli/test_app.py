@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_what_is_ours():
             return error
 
     assert is_ours(caught(lambda: vitrim.spec("tome(")))
-    assert is_ours(caught(lambda: open("/nonexistent/file")))
+    assert is_ours(caught(Path("/nonexistent/file").read_text))
     assert not is_ours(caught(lambda: int("x")))
     assert not is_ours(caught(lambda: app.build_app(1)))
     assert not is_ours(ValueError("never raised"))

@@ -26,8 +26,8 @@ def test_embedded_model_end_to_end(out, capsys):
     assert lines[0].startswith("fashion: 10 images, batches of 2")
     assert lines[1].split()[:2] == ["method", "schedule"]
     assert [line.split()[0] for line in lines[2:7]] == ["dense", "topk", "topk", "tome", "tome"]
-    rows = list(csv.DictReader((out / "results.csv").open()))
-    assert [r["schedule"] for r in rows] == ["", "keep(rate=0.5)", "keep(rate=0.25)"] + ["keep(rate=0.5)", "keep(rate=0.25)"]
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert [r["schedule"] for r in rows] == ["", *["keep(rate=0.5)", "keep(rate=0.25)"] * 2]
     assert all(r["top1"] for r in rows)
     found = json.loads((out / "results.json").read_text())
     assert found["model"] == "fashion"

@@ -149,6 +149,18 @@ def timm_parallel_scaling() -> nn.Module:
     return _timm(block_fn=ParallelScalingBlock)
 
 
+@family("timm", 1, halves=False)
+def timm_diff_parallel() -> nn.Module:
+    from timm.models.vision_transformer import DiffParallelScalingBlock
+
+    return _timm(block_fn=DiffParallelScalingBlock)
+
+
+@family("timm", 1)
+def timm_avgmax() -> nn.Module:
+    return _timm(global_pool="avgmax")
+
+
 @family("timm", 1)
 def timm_res_post() -> nn.Module:
     from timm.models.vision_transformer import ResPostBlock
@@ -264,6 +276,35 @@ def hf_beit() -> nn.Module:
     return hf.BeitForImageClassification(hf.BeitConfig(**_config(use_relative_position_bias=True, drop_path_rate=0.0)))
 
 
+@family("transformers", 0, None)
+def hf_ijepa() -> nn.Module:
+    import transformers as hf
+
+    return hf.IJepaForImageClassification(hf.IJepaConfig(**_config()))
+
+
+@family("transformers", 1)
+def hf_clip_classifier() -> nn.Module:
+    import transformers as hf
+
+    return hf.CLIPForImageClassification(_both(hf.CLIPConfig, hf.CLIPVisionConfig))
+
+
+@family("transformers", 0, None)
+def hf_siglip_classifier() -> nn.Module:
+    import transformers as hf
+
+    return hf.SiglipForImageClassification(_both(hf.SiglipConfig, hf.SiglipVisionConfig))
+
+
+def _both(pair: Any, vision: Any) -> Any:
+    """Configuration of an image-text model; the text tower is the smallest possible."""
+    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 50}
+    sizes = _config()
+    labels = {"num_labels": sizes.pop("num_labels"), "attn_implementation": sizes.pop("attn_implementation")}
+    return pair(vision_config=vision(**sizes).to_dict(), text_config={**text, "eos_token_id": 2, "pad_token_id": 1}, **labels)
+
+
 # -- open_clip -----------------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +332,21 @@ def open_clip_attentional() -> nn.Module:
 @family("open_clip", 1)
 def open_clip_qk_norm() -> nn.Module:
     return _open_clip(qk_norm=True)
+
+
+@family("open_clip", 1, exact=False)
+def open_clip_parallel() -> nn.Module:
+    return _open_clip(attentional_pool="parallel", attn_pooler_queries=5, attn_pooler_heads=2)
+
+
+@family("open_clip", 1)
+def open_clip_timm() -> nn.Module:
+    from open_clip.timm_model import TimmModel
+
+    tower = TimmModel("vit_tiny_patch16_224", 16, image_size=IMAGE, pool="avg", proj="linear")
+    tower.trunk = _timm(num_classes=0, global_pool="avg")
+    tower.head.proj = nn.Linear(DIM, 16)
+    return tower
 
 
 # -- a model of no library -----------------------------------------------------------------------------------------------

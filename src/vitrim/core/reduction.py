@@ -189,7 +189,7 @@ class Reduction(nn.Module):
         if halves is None and bias is None and state.policy is None and positions is None and not reading:
             out = patch.original(x, *args, **kwargs)
         else:
-            with Tap(calls, state.n, bias, state.policy, positions):
+            with Tap(calls, state.n, bias, state.policy, positions, state.valid):
                 out = patch.original(x, *args, **kwargs) if halves is None else halves.attention(patch.module, x, *args, **kwargs)
             if not calls:
                 raise _no_attention_seen(patch.module)

@@ -24,6 +24,7 @@ class Tap(TorchFunctionMode):
         bias: ``(B, n)`` added to the logits of every key: log-sizes, and ``-inf`` for padding.
         policy: ``(B, n)`` keep decisions; the masked softmax of DynamicViT replaces the plain one.
         positions: ``(B, n)`` rows of a full ``(.., N, N)`` position bias that belong to the present tokens.
+        valid: ``(B, n)`` bool, False for padding; only noted, ``bias`` does the masking.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Tap(TorchFunctionMode):
         bias: Tensor | None = None,
         policy: Tensor | None = None,
         positions: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.calls = calls
@@ -40,6 +42,7 @@ class Tap(TorchFunctionMode):
         self.bias = bias
         self.policy = policy
         self.positions = positions
+        self.valid = valid
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -68,7 +71,7 @@ class Tap(TorchFunctionMode):
             raise RuntimeError("token reduction needs full attention; this block asks for a causal mask")
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         mask = self._mask(attn_mask, query.dtype)
-        self.calls.append(Attention(query, key, value, factor, mask))
+        self.calls.append(Attention(query, key, value, factor, mask, self.valid))
         if self.policy is not None:
             return policy_attention(query, key, value, self.policy, factor, mask)
         if attn_mask is None and self.bias is not None and _prefers_no_mask(query):

@@ -22,15 +22,19 @@ class Attention:
         values: ``(B, heads, n, d)``.
         bias: additive bias of the logits that broadcasts to ``(B, heads, n, n)``, or None. It holds the
             log-sizes of proportional attention and ``-inf`` for padding.
+        valid: ``(B, n)`` bool, False for padding, or None.
     """
 
-    def __init__(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None = None, valid: Tensor | None = None
+    ) -> None:
         repeat = queries.shape[1] // keys.shape[1]
         self.queries = queries
         self.keys = keys if repeat == 1 else keys.repeat_interleave(repeat, dim=1)
         self.values = values if repeat == 1 else values.repeat_interleave(repeat, dim=1)
         self.scale = scale
         self.bias = bias
+        self.valid = valid
 
     def mean_key(self) -> Tensor:
         """``(B, n, d)``: keys averaged over the heads, the usual merging metric."""
@@ -41,16 +45,23 @@ class Attention:
         return self._rows(i, i + 1).squeeze(2)
 
     def received(self, chunk: int = 256) -> Tensor:
-        """``(B, heads, n)``: attention that each token gets, summed over the queries, ``chunk`` queries at a time."""
+        """``(B, heads, n)``: attention that each token gets, summed over the queries, ``chunk`` queries at a time.
+
+        Padding asks nothing: its rows are left out, or the sum would depend on the longest image of the batch.
+        """
         n = self.queries.shape[2]
-        total = self._rows(0, min(chunk, n)).sum(dim=2)
+        total = self._asked(0, min(chunk, n))
         for start in range(chunk, n, chunk):
-            total = total + self._rows(start, min(start + chunk, n)).sum(dim=2)
+            total = total + self._asked(start, min(start + chunk, n))
         return total
 
     def weights(self) -> Tensor:
         """``(B, heads, n, n)``: the whole attention matrix. O(n^2); prefer :meth:`from_token` or :meth:`received`."""
         return self._rows(0, self.queries.shape[2])
+
+    def _asked(self, start: int, stop: int) -> Tensor:
+        rows = self._rows(start, stop)
+        return (rows if self.valid is None else rows * self.valid[:, None, start:stop, None]).sum(dim=2)
 
     def _rows(self, start: int, stop: int) -> Tensor:
         logits = (self.queries[:, :, start:stop] * self.scale) @ self.keys.transpose(-2, -1)
@@ -129,7 +140,8 @@ class Tokens:
         """
         if self.cls is not None:
             return self.attention.from_token(self.cls)
-        return self.attention.received() / self.x.shape[1]
+        queries = self.x.shape[1] if self.valid is None else self.valid.sum(dim=1).view(-1, 1, 1)
+        return self.attention.received() / queries
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1).
