@@ -6,13 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitrim.core.attach import reduce as reduce
+    from vitrim.core.attach import reduced as reduced
+    from vitrim.core.catalog import describe as describe
+    from vitrim.core.catalog import list_methods as list_methods
+    from vitrim.core.catalog import register as register
     from vitrim.core.reducer import Clusterer as Clusterer
     from vitrim.core.reducer import Policy as Policy
     from vitrim.core.reducer import Reducer as Reducer
     from vitrim.core.reducer import Scorer as Scorer
     from vitrim.core.reduction import Reduction as Reduction
-    from vitrim.core.reduction import reduce as reduce
-    from vitrim.core.reduction import reduced as reduced
     from vitrim.core.registry import SpecError as SpecError
     from vitrim.core.registry import spec as spec
     from vitrim.core.tokenmap import TokenMap as TokenMap
@@ -30,8 +33,8 @@ _HOME = {
     "Clusterer": "core.reducer",
     "Policy": "core.reducer",
     "Reduction": "core.reduction",
-    "reduce": "core.reduction",
-    "reduced": "core.reduction",
+    "reduce": "core.attach",
+    "reduced": "core.attach",
     "SpecError": "core.registry",
     "spec": "core.registry",
     "describe": "core.catalog",
@@ -39,7 +42,24 @@ _HOME = {
     "register": "core.catalog",
 }
 
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = [
+    "Attention",
+    "Clusterer",
+    "Policy",
+    "Reducer",
+    "Reduction",
+    "Scorer",
+    "SpecError",
+    "TokenMap",
+    "Tokens",
+    "__version__",
+    "describe",
+    "list_methods",
+    "reduce",
+    "reduced",
+    "register",
+    "spec",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -110,6 +110,12 @@ def test_ctrl_c_keeps_what_there_is(out, capsys, monkeypatch):
         (["--methods", "tome(metric=nonsense)"], "tome"),
         (["--methods", "tome(alpha=1"], "a bracket is open"),
         (["--methods", ","], "names no method"),
+        (["--methods"], "--methods needs a value"),
+        (["--rates"], "--rates needs a value"),
+        (["--rates", "many"], "unable to convert"),
+        (["--dtype", "int8"], "int8"),
+        (["extra"], "extra"),
+        (["--at", "3", "3"], "ascending order"),
         (["--rates", "1.5"], "(0, 1]"),
         (["--at", "40"], "block 40 does not exist"),
         (["--schedule", "r(n=2)", "--rates", "0.5"], "leave out --rates"),
@@ -129,6 +135,8 @@ def test_wrong_input_is_told_in_one_line(out, capsys, arguments, message):
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("vitrim: ")
+    assert captured.out == ""
+    assert not out.exists()
 
 
 def test_out_that_is_a_file(tmp_path, capsys):

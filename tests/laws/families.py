@@ -311,7 +311,7 @@ def _both(pair: Any, vision: Any) -> Any:
 def _open_clip(**settings: Any) -> nn.Module:
     from open_clip.transformer import VisionTransformer
 
-    return VisionTransformer(IMAGE, PATCH, DIM, DEPTH, HEADS, 2.0, output_dim=16, **settings)
+    return VisionTransformer(IMAGE, PATCH, DIM, DEPTH, HEADS, 2.0, **{"output_dim": 16, **settings})
 
 
 @family("open_clip", 1, exact=False)
@@ -336,7 +336,7 @@ def open_clip_qk_norm() -> nn.Module:
 
 @family("open_clip", 1, exact=False)
 def open_clip_parallel() -> nn.Module:
-    return _open_clip(attentional_pool="parallel", attn_pooler_queries=5, attn_pooler_heads=2)
+    return _open_clip(attentional_pool="parallel", attn_pooler_queries=5, attn_pooler_heads=2, output_dim=DIM)
 
 
 @family("open_clip", 1)

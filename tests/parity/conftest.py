@@ -17,7 +17,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.write_line(f"{name:48s} max |difference| {d['difference']:.2e}   decisions {same}")
     worst = max(d["difference"] for _, d in rows)
     same = sum(d["decisions"] for _, d in rows)
-    terminalreporter.write_line(f"{len(rows)} cases, decisions identical in {same}, largest difference {worst:.2e} (-v lists all)")
+    terminalreporter.write_line(
+        f"{len(rows)} cases, decisions identical in {same}, largest difference {worst:.2e} (-v lists all)"
+    )
     skipped = [r for r in terminalreporter.stats.get("skipped", []) if "test_golden" in r.nodeid]
     names = sorted(r.nodeid.split("[")[-1].rstrip("]") for r in skipped)
     terminalreporter.write_line(f"{len(names)} cases of kinds not implemented yet" + (f": {', '.join(names)}" if names else ""))

@@ -19,7 +19,13 @@ from tests.parity import golden
 from vitrim.kernels.density import density_peaks
 
 REPOSITORIES = ("TokenReduction", "ATC", "ToMe")
-LEARNED = {"dyvit": "score_predictor", "dpcknn": "cluster_layers", "sinkhorn": "cluster_layers", "patchmerger": "cluster_layers", "sit": "cluster_layers"}
+LEARNED = {
+    "dyvit": "score_predictor",
+    "dpcknn": "cluster_layers",
+    "sinkhorn": "cluster_layers",
+    "patchmerger": "cluster_layers",
+    "sit": "cluster_layers",
+}
 
 
 @dataclass
@@ -150,7 +156,9 @@ def run(case: dict[str, Any]) -> Outcome:
     return out
 
 
-def _compare_tokens(out: Outcome, wanted: dict[str, np.ndarray], blocks: list[Tensor], reduction: Any, atol: float, rtol: float) -> None:
+def _compare_tokens(
+    out: Outcome, wanted: dict[str, np.ndarray], blocks: list[Tensor], reduction: Any, atol: float, rtol: float
+) -> None:
     for name, rows in wanted.items():
         if name.startswith("tokens_img0/"):
             layer = int(name.split("/")[1])
@@ -217,7 +225,9 @@ def _compare_decisions(out: Outcome, wanted: dict[str, np.ndarray], reduction: A
     if "final_size" in wanted:
         ours = reduction.final.size.numpy()
         for i in images:
-            out.decision(f"final_size image {i}", sorted(ours[i].tolist()) == sorted(wanted["final_size"][i].reshape(-1).tolist()))
+            out.decision(
+                f"final_size image {i}", sorted(ours[i].tolist()) == sorted(wanted["final_size"][i].reshape(-1).tolist())
+            )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Every parameter is drawn from a generator seeded with the CRC of its official na
 recomputed anywhere. They were recorded by running the official modules; gradients are L2 norms of mean cross-entropy.
 """
 
+# ruff: noqa: E501 - rows of a table
 from __future__ import annotations
 
 import csv
@@ -18,7 +19,12 @@ from torch import Tensor, nn
 
 import vitrim
 
-OFFICIAL = {"dynamicvit": "score_predictor", "dpcknn": "cluster_layers", "sinkhorn": "cluster_layers", "patchmerger": "cluster_layers"}
+OFFICIAL = {
+    "dynamicvit": "score_predictor",
+    "dpcknn": "cluster_layers",
+    "sinkhorn": "cluster_layers",
+    "patchmerger": "cluster_layers",
+}
 OFFICIAL["sit"] = "cluster_layers"
 
 # method; schedule rate; logits 0-3 of image 0; of image 1; mean and standard deviation of all logits
@@ -81,7 +87,7 @@ def rows(table: str) -> list[list[str]]:
 
 def filled(name: str, shape: torch.Size) -> Tensor:
     """The value of a parameter by its official name."""
-    g = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))  # noqa: NPY002
+    g = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
     if name in ("cls_token", "pos_embed"):
         g = 0.5 * g
     elif name.endswith(".scale"):
@@ -109,7 +115,7 @@ def reduced_deit(method: str, rate: str) -> nn.Module:
 
 
 def pictures() -> Tensor:
-    return torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, 224, 224)).astype(np.float32))  # noqa: NPY002
+    return torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, 224, 224)).astype(np.float32))
 
 
 def test_the_rule_gives_the_recorded_parameters() -> None:

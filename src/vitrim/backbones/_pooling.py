@@ -105,8 +105,8 @@ class IntermediatesPatch(HeadPatch):
         layers = _taken(self.reduction.depth, indices)
         grid = self.module.patch_embed.dynamic_feat_size(x.shape[-2:]) if output_fmt == "NCHW" else None  # pyright: ignore
         if isinstance(out, dict):
-            out["image_intermediates"] = [self._dense(y, i, grid) for y, i in zip(out["image_intermediates"], layers, strict=True)]
-            return out
+            pairs = zip(out["image_intermediates"], layers, strict=True)
+            return {**out, "image_intermediates": [self._dense(y, i, grid) for y, i in pairs]}
         found = out if intermediates_only else out[1]
         dense = [
             (self._dense(y[0], i, grid), y[1]) if isinstance(y, tuple) else self._dense(y, i, grid)

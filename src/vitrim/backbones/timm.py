@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.backbones._pooling import AttentionPoolPatch, HeadPatch, IntermediatesPatch, family_of, weighted_mean
-from vitrim.core.backbone import Backbone, Halves, Layout
+from vitrim.core.backbone import Arguments, Backbone, Halves, Keywords, Layout
 from vitrim.core.patch import Patch
 from vitrim.core.reduction import Reduction
 from vitrim.core.registry import BACKBONES
@@ -97,7 +97,7 @@ class Timm(Backbone):
         # Eva blocks get rotary positions; BEiT blocks add a relative position bias inside.
         return bool(family_of(block, "timm") & {"EvaBlock", "EvaBlockPostNorm"}) or type(block).__module__ == "timm.models.beit"
 
-    def move_positions(self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def move_positions(self, args: Arguments, kwargs: Keywords, index: Tensor) -> tuple[Arguments, Keywords]:
         rope = kwargs.get("rope")
         return (args, kwargs) if rope is None else (args, {**kwargs, "rope": _gather_rope(rope, index)})
 

@@ -44,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     app = build_app()
     app.suppress_keyboard_interrupt = False
     try:
-        return app(arguments, exit_on_error=False, result_action="return_int_as_exit_code_else_zero")
-    except CycloptsError:
-        return 2  # cyclopts has printed it
+        return app(arguments, exit_on_error=False, print_error=False, result_action="return_int_as_exit_code_else_zero")
+    except CycloptsError as error:
+        verb = f" {arguments[0]}" if arguments[0] in VERBS else ""
+        print(f"vitrim: {' '.join(str(error).split())} (vitrim{verb} --help says what there is)", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from vitrim.core.backbone import find_backbone
 from vitrim.core.catalog import list_methods
 from vitrim.data.models import LoadedModel, load_model
 from vitrim.measure.report import cells_of
-from vitrim.measure.sweep import Row, plot, rows_to_csv, rows_to_json, rows_to_markdown, sweep_rows
+from vitrim.measure.sweep import Row, check_runs, plot, rows_to_csv, rows_to_json, rows_to_markdown, sweep_rows
 
 RATES = (0.9, 0.7, 0.5, 0.25)
 Words = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
@@ -68,6 +68,9 @@ def bench(
         compile: run models through torch.compile.
         out: folder for the results.
     """
+    for name, values in {"methods": methods, "rates": rates, "schedule": schedule, "at": at}.items():
+        if values == []:
+            raise ValueError(f"--{name} needs a value; leave it out for the default")
     _at_least_one(batch_size=batch_size, rounds=rounds, threads=1 if threads is None else threads)
     if limit < 0:
         raise ValueError(f"--limit is a number of images, or 0 for all of them; got {limit}")
@@ -75,7 +78,8 @@ def bench(
         torch.set_num_threads(threads)
     loaded = load_model(model, weights, device=pick_device(device), random_weights=random_weights)
     loaded.model.to(getattr(torch, dtype))
-    runs = [(m, s) for m in split_methods(methods or ["all"]) for s in _schedules(loaded, rates, schedule, at)]
+    wanted = split_methods(["all"] if methods is None else methods)
+    runs = check_runs(loaded.model, [(m, s) for m in wanted for s in _schedules(loaded, rates, schedule, at)])
     data, labels = load_images(loaded, images, limit, batch_size)
     out.mkdir(parents=True, exist_ok=True)
     count = min(batch_size, len(data))

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from vitrim.core.patch import Patch
     from vitrim.core.reduction import Reduction
 
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -74,7 +77,9 @@ class Backbone:
         """Whether the block is told positions (rotary, relative) that must follow the tokens that stay."""
         return False
 
-    def move_positions(self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def move_positions(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Block arguments with positions gathered for the patches ``index (B, patches)``."""
         return args, kwargs
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from vitrim.core.reducer import Reducer
-from vitrim.core.registry import METHODS, setting_help, settings_of
+from vitrim.core.registry import METHODS, T, setting_help, settings_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,6 @@ def describe(name: str) -> Description:
     return Description(name, summary, text, cls.paper, cls.family, cls.site, cls.needs, cls.without_cls, settings)
 
 
-def register(name: str) -> Callable[[type], type]:
+def register(name: str) -> Callable[[T], T]:
     """Class decorator that makes a :class:`Reducer` known as ``name`` in specs, tables and the command line."""
     return METHODS.register(name)

@@ -79,10 +79,10 @@ class Reducer(nn.Module):
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
         """Patch tokens after each reducing block, ``{block: count}``: what the schedule asks for and the method can do.
 
-        Raises:
-            ValueError: when a stage would keep no token.
+        At least one token stays. Blocks that have nothing to do are left out.
         """
-        counts, left = {}, patches
+        counts: dict[int, int] = {}
+        left = patches
         for block, target in schedule.targets(patches, depth).items():
             left = max(min(target, left), 1)
             counts[block] = left

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitrim.core.backbone import Backbone, Halves, find_backbone
+from vitrim.core.backbone import Backbone, Halves
 from vitrim.core.patch import Patch
 from vitrim.core.reducer import Policy, Reducer
-from vitrim.core.registry import METHODS, SCHEDULES, SpecError, spec
+from vitrim.core.registry import SpecError, spec
 from vitrim.core.schedule import Schedule
+from vitrim.core.sites import inner_module, resolve_site
 from vitrim.core.tap import Tap, key_bias
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Attention, Tokens
 from vitrim.core.trace import Step, Trace
-
-DEFAULT_SCHEDULE = "keep(rate=0.5, at=[3, 6, 9])"
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class _Memory:
 
 
 class Reduction(nn.Module):
-    """A method at work in a model; made by :func:`reduce`, found at ``model.reduction``.
+    """A method at work in a model; made by :func:`vitrim.reduce`, found at ``model.reduction``.
 
     Attributes:
         stages: one reducer per reducing block; their parameters are the only ones that a reduction adds.
@@ -86,10 +83,13 @@ class Reduction(nn.Module):
         self.depth = len(blocks)
         self.seed = seed
         self.method = spec(reducer)
-        self.site, inner = _resolve_site(site or reducer.site, backbone, blocks)
+        self._reducer = [reducer.fresh()]  # for planning; in a list, so that it is no sub-module
+        self.site, inner = resolve_site(site or reducer.site, backbone, blocks)
         self._memory = _Memory()
         nominal = self.layout.grid[0] * self.layout.grid[1] if self.layout.grid else None
         plan = reducer.plan(schedule, nominal or 196, self.depth)
+        if nominal:
+            self._memory.plans[nominal] = plan
         layers = sorted(set(plan) | set(schedule.targets(nominal or 196, self.depth)))
         self.layers = layers
         self._index = {layer: i for i, layer in enumerate(layers)}
@@ -114,7 +114,7 @@ class Reduction(nn.Module):
         self._patches: list[Patch] = []
         if self.site == "around":
             for layer in layers:
-                self._patches.append(AroundPatch(_inner_module(blocks[layer], inner), layer, self))
+                self._patches.append(AroundPatch(inner_module(blocks[layer], inner), layer, self))
         else:
             for layer, block in enumerate(blocks):
                 halves = backbone.halves(block) if self.site == "inside" else None
@@ -133,7 +133,7 @@ class Reduction(nn.Module):
     def plan(self, patches: int) -> dict[int, int]:
         """Patch tokens after each reducing block for an input of ``patches``; an upper bound for ragged methods."""
         if patches not in self._memory.plans:
-            self._memory.plans[patches] = self.stages[0].plan(self.schedule, patches, self.depth) if len(self.stages) else {}
+            self._memory.plans[patches] = self._reducer[0].plan(self.schedule, patches, self.depth)
         return self._memory.plans[patches]
 
     def lengths(self, patches: int) -> list[tuple[int, int]]:
@@ -147,6 +147,11 @@ class Reduction(nn.Module):
             if self.site != "around":
                 now = after
         return rows
+
+    def attach(self) -> None:
+        """Put the reduction over the blocks; :func:`vitrim.reduce` does."""
+        for patch in self._patches:
+            patch.install()
 
     def detach(self) -> None:
         """Take the reduction out: the dense model again, bit for bit."""
@@ -299,85 +304,8 @@ class AroundPatch(Patch):
         return self.reduction.run_around(self, x, args, kwargs)
 
 
-def reduce(
-    model: nn.Module,
-    method: str | Reducer,
-    schedule: str | Schedule = DEFAULT_SCHEDULE,
-    *,
-    site: str | None = None,
-    seed: int = 0,
-    backbone: Backbone | None = None,
-) -> Reduction:
-    """Reduce the tokens of a vision transformer, in place.
-
-    Args:
-        model: a model of timm, torchvision, transformers or open_clip, or any module with a list of blocks.
-        method: spec of a method such as ``"atc(linkage=average)"``, or a :class:`Reducer`.
-        schedule: spec of a schedule such as ``"keep(rate=0.5, at=[3, 6, 9])"``, or a :class:`Schedule`.
-        site: ``before``, ``inside`` or ``after`` a block, or ``around:NAME`` for the sub-module NAME of each block (pooled
-            before, lifted after); the method's own site when None.
-        seed: seed of methods with randomness.
-        backbone: how to read the model, when vitrim does not know it.
-
-    Returns:
-        The reduction, also found at ``model.reduction``. ``detach()`` takes it out again.
-
-    Raises:
-        SpecError: for a bad spec, or a method that cannot work on this model.
-        TypeError: for a model in which no blocks are found.
-        ValueError: when the model is reduced already, or the schedule names blocks that it does not have.
-    """
-    if isinstance(getattr(model, "reduction", None), Reduction):
-        raise ValueError("this model is reduced already; call model.reduction.detach() first")
-    if hasattr(model, "reduction"):
-        raise ValueError(f"{type(model).__name__} has an attribute 'reduction' of its own; wrap the model in another module")
-    reducer = METHODS.build(method)
-    plan = SCHEDULES.build(schedule)
-    if not isinstance(reducer, Reducer):
-        raise TypeError(f"method must be a spec or a Reducer, got {type(reducer).__name__}")
-    if not isinstance(plan, Schedule):
-        raise TypeError(f"schedule must be a spec or a Schedule, got {type(plan).__name__}")
-    reduction = Reduction(model, backbone or find_backbone(model), reducer, plan, site, seed)
-    model.reduction = reduction  # first, so that a refusal leaves the model as it was
-    for patch in reduction._patches:
-        patch.install()
-    return reduction
-
-
-@contextmanager
-def reduced(model: nn.Module, method: str | Reducer, schedule: str | Schedule = DEFAULT_SCHEDULE, **options: Any) -> Iterator[Reduction]:
-    """As :func:`reduce`, for the time of a ``with`` block."""
-    reduction = reduce(model, method, schedule, **options)
-    try:
-        yield reduction
-    finally:
-        reduction.detach()
-
-
-def _resolve_site(site: str, backbone: Backbone, blocks: list[nn.Module]) -> tuple[str, str]:
-    """The site that is possible, and the name of the inner module for ``around``."""
-    name, _, inner = site.partition(":")
-    if name == "around":
-        if not inner:
-            raise SpecError("site 'around' needs the name of a sub-module of the blocks, as in around:attn")
-        return name, inner
-    if name not in ("before", "inside", "after") or inner:
-        raise SpecError(f"unknown site '{site}'; it is before, inside, after or around:NAME")
-    if name == "inside" and any(backbone.halves(b) is None for b in blocks):
-        return "after", ""
-    return name, ""
-
-
-def _inner_module(block: nn.Module, name: str) -> nn.Module:
-    try:
-        return block.get_submodule(name)
-    except AttributeError as error:
-        names = ", ".join(n for n, _ in block.named_children())
-        raise SpecError(f"{type(block).__name__} has no sub-module '{name}'; it has: {names}") from error
-
-
 def _no_attention_seen(block: nn.Module) -> RuntimeError:
     return RuntimeError(
-        f"no call of scaled_dot_product_attention was seen in {type(block).__module__}.{type(block).__name__}; switch the model to "
-        "it: fused_attn=True in timm (timm.layers.set_fused_attn), attn_implementation='sdpa' in transformers"
+        f"no call of scaled_dot_product_attention was seen in {type(block).__module__}.{type(block).__name__}; switch the "
+        "model to it: fused_attn=True in timm (timm.layers.set_fused_attn), attn_implementation='sdpa' in transformers"
     )

@@ -9,7 +9,9 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=type)
 
 
 class SpecError(ValueError):
@@ -29,14 +31,14 @@ class Registry:
         self.package = package
         self._entries: dict[str, type] = {}
 
-    def register(self, name: str) -> Callable[[type], type]:
+    def register(self, name: str) -> Callable[[T], T]:
         """Class decorator: make the class known as ``name``.
 
         Raises:
             SpecError: when another class already has this name.
         """
 
-        def add(cls: type) -> type:
+        def add(cls: T) -> T:
             known = self._entries.get(name)
             if known is not None and known.__qualname__ != cls.__qualname__:
                 raise SpecError(f"{self.kind} '{name}' exists already ({known.__module__}.{known.__qualname__})")

@@ -55,7 +55,7 @@ class Keep(Schedule):
 
     def __init__(self, rate: float | Sequence[float] = 0.5, at: Sequence[int] = (3, 6, 9)) -> None:
         self.at = _locations(at)
-        self.rate = list(rate) if isinstance(rate, list | tuple) else rate
+        self.rate = rate if isinstance(rate, int | float) else list(rate)
         if isinstance(self.rate, list) and len(self.rate) != len(self.at):
             raise ValueError(f"rate lists {len(self.rate)} shares for {len(self.at)} locations; give one for each")
         values = self.rate if isinstance(self.rate, list) else [self.rate]
@@ -64,10 +64,7 @@ class Keep(Schedule):
 
     def targets(self, patches: int, depth: int) -> dict[int, int]:
         _check_blocks(self.at, depth)
-        if isinstance(self.rate, list):
-            rates = self.rate
-        else:
-            rates = [self.rate ** (i + 1) for i in range(len(self.at))]
+        rates = self.rate if isinstance(self.rate, list) else [self.rate ** (i + 1) for i in range(len(self.at))]
         return {block: int(patches * rate) for block, rate in zip(self.at, rates, strict=True)}
 
 
@@ -103,7 +100,7 @@ class R(Schedule):
     """
 
     def __init__(self, n: int | Sequence[int] = 8, inflect: float = 0.0) -> None:
-        self.n = [int(v) for v in n] if isinstance(n, list | tuple) else int(n)
+        self.n = int(n) if isinstance(n, int | float) else [int(v) for v in n]
         self.inflect = inflect
         values = self.n if isinstance(self.n, list) else [self.n]
         if min(values) < 0:
@@ -123,7 +120,8 @@ class R(Schedule):
         return [int(low + step * i) for i in range(depth)]
 
     def targets(self, patches: int, depth: int) -> dict[int, int]:
-        counts, left = {}, patches
+        counts: dict[int, int] = {}
+        left = patches
         for block, removed in enumerate(self.removals(depth)):
             left -= removed
             if removed > 0:

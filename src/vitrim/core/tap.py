@@ -156,12 +156,23 @@ def policy_attention(
     return weights.to(value.dtype) @ value
 
 
-def _multi_head(attend: Any, query: Tensor, key: Tensor, value: Tensor, embed_dim: int, heads: int, *args: Any, **kwargs: Any) -> Any:
+def _multi_head(
+    attend: Any, query: Tensor, key: Tensor, value: Tensor, embed_dim: int, heads: int, *args: Any, **kwargs: Any
+) -> Any:
     """Self-attention of ``nn.MultiheadAttention``: its projections, then the tapped attention.
 
     Tensors are ``(n, B, C)``, as ``F.multi_head_attention_forward`` takes them.
     """
-    names = ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias")
+    names = (
+        "in_proj_weight",
+        "in_proj_bias",
+        "bias_k",
+        "bias_v",
+        "add_zero_attn",
+        "dropout_p",
+        "out_proj_weight",
+        "out_proj_bias",
+    )
     given = dict(zip(names, args, strict=False)) | kwargs
     unsupported = [n for n in ("bias_k", "bias_v", "key_padding_mask") if given.get(n) is not None]
     if given.get("add_zero_attn"):
@@ -191,9 +202,9 @@ def _multi_head(attend: Any, query: Tensor, key: Tensor, value: Tensor, embed_di
 
 def key_bias(size: Tensor | None, valid: Tensor | None) -> Tensor | None:
     """``(B, n)`` logits to add to every key: log-sizes (proportional attention) and ``-inf`` for padding; None if neither."""
-    if size is None and valid is None:
-        return None
-    bias = torch.zeros_like(valid, dtype=torch.float32) if size is None else size.float().log()
-    if valid is not None:
-        bias = bias.masked_fill(~valid, -math.inf)
-    return bias
+    bias = None if size is None else size.float().log()
+    if valid is None:
+        return bias
+    if bias is None:
+        bias = torch.zeros_like(valid, dtype=torch.float32)
+    return bias.masked_fill(~valid, -math.inf)

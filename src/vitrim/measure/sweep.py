@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vitrim.core.backbone import find_backbone
 from vitrim.core.catalog import describe
-from vitrim.core.reduction import Reduction, reduce
+from vitrim.core.attach import reduce
+from vitrim.core.reduction import Reduction
 from vitrim.core.registry import METHODS, SCHEDULES, parse_spec, spec
 from vitrim.measure.accuracy import Images, agreement, batch_of, predict, top1
 from vitrim.measure.flops import count_flops, parameters

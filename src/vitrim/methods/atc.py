@@ -31,7 +31,13 @@ class ATC(Clusterer):
     needs = ("attention",)
 
     def __init__(
-        self, *, linkage: str = "average", proportional: bool = True, weighted: bool = True, metric: str = "keys", compat: str = "paper"
+        self,
+        *,
+        linkage: str = "average",
+        proportional: bool = True,
+        weighted: bool = True,
+        metric: str = "keys",
+        compat: str = "paper",
     ) -> None:
         super().__init__()
         if linkage not in LINKAGES:
@@ -49,7 +55,8 @@ class ATC(Clusterer):
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
         if self.compat != "official" or not isinstance(schedule, R):
             return super().plan(schedule, patches, depth)
-        counts, left = {}, patches
+        counts: dict[int, int] = {}
+        left = patches
         for block, removed in enumerate(schedule.removals(depth)):
             if removed > 1:
                 left = left + 1 - min(removed, left)

@@ -35,7 +35,8 @@ class ATS(Reducer):
 
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
         # Sampling drops duplicates even where the schedule keeps all, so that every location stays.
-        counts, left = {}, patches
+        counts: dict[int, int] = {}
+        left = patches
         for block, target in schedule.targets(patches, depth).items():
             counts[block] = left = max(min(target, left), 1)
         return counts
@@ -43,7 +44,7 @@ class ATS(Reducer):
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
         n = t.x.shape[1] - t.prefix
         valid = None if t.valid is None else t.valid[:, t.prefix :]
-        score = (t.class_attention() * t.attention.values.norm(dim=-1)).sum(dim=1)[:, t.prefix :]
+        score = (t.class_attention() * torch.linalg.vector_norm(t.attention.values, dim=-1)).sum(dim=1)[:, t.prefix :]
         index = sample(score, keep + 1, valid, exact=self.compat != "official")
         hit = torch.zeros_like(score, dtype=torch.bool).scatter(1, index, True)
         place = torch.arange(n, device=score.device).expand_as(hit)

@@ -30,13 +30,19 @@ class DynamicViT(Reducer):
     def setup(self, dim: int, keep: int) -> None:
         self.in_conv = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.out_conv = nn.Sequential(
-            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2), nn.LogSoftmax(-1)
-        )  # fmt: skip
+            nn.Linear(dim, dim // 2),
+            nn.GELU(),
+            nn.Linear(dim // 2, dim // 4),
+            nn.GELU(),
+            nn.Linear(dim // 4, 2),
+            nn.LogSoftmax(dim=-1),
+        )
         init_linear(self)
 
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
         # Every location has a predictor, also one that keeps all tokens.
-        counts, left = {}, patches
+        counts: dict[int, int] = {}
+        left = patches
         for block, target in schedule.targets(patches, depth).items():
             counts[block] = left = max(min(target, left), 1)
         return counts

@@ -25,7 +25,8 @@ class EViT(Reducer):
     without_cls = "scores and weights are the mean attention that a token receives"
 
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        counts, left = {}, patches
+        counts: dict[int, int] = {}
+        left = patches
         for block, target in schedule.targets(patches, depth).items():
             if target < left:
                 left = max(target, 1) + 1

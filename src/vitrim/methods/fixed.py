@@ -50,7 +50,8 @@ class Fixed(Reducer):
             wanted = self._shrinking(distance, min(targets), max(targets), depth)
         else:
             wanted = {block: _nearest_count(distance, target) for block, target in targets.items()}
-        counts, left = {}, patches
+        counts: dict[int, int] = {}
+        left = patches
         for block, count in wanted.items():
             if 0 < count < left:
                 counts[block] = left = count

@@ -59,5 +59,5 @@ class KMedoids(Reducer):
         if self.compat == "official":
             import numpy as np
 
-            return torch.tensor([int(np.random.choice(np.arange(n), 1)[0])], device=t.x.device)  # noqa: NPY002
+            return torch.tensor([int(np.random.choice(np.arange(n), 1)[0])], device=t.x.device)
         return (t.uniform(1) * n).long()

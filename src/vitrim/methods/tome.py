@@ -40,7 +40,8 @@ class ToMe(Reducer):
         return self.metric == "keys"
 
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        counts, left, nominal = {}, patches, patches
+        counts: dict[int, int] = {}
+        left = nominal = patches
         for block, target in schedule.targets(patches, depth).items():
             removed = min(nominal - target, left // 2)
             nominal = target
