@@ -20,7 +20,7 @@ def test_help_lists_every_verb(capsys):
     assert all(verb in out for verb in ("methods", "inspect", "bench", "demo"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["tpyo"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], [], ["tpyo"], ["--tpyo"]])
 def test_what_needs_no_model_does_not_load_torch(arguments):
     code = f"import sys; from vitrim.cli.app import main; main({arguments}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

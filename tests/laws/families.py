@@ -299,7 +299,7 @@ def hf_siglip_classifier() -> nn.Module:
 
 def _both(pair: Any, vision: Any) -> Any:
     """Configuration of an image-text model; the text tower is the smallest possible."""
-    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 50}
+    text = {"hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 50}
     sizes = _config()
     labels = {"num_labels": sizes.pop("num_labels"), "attn_implementation": sizes.pop("attn_implementation")}
     return pair(vision_config=vision(**sizes).to_dict(), text_config={**text, "eos_token_id": 2, "pad_token_id": 1}, **labels)

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Wrong input is told in one line, without a traceback (``VITRIM_DEBUG=1`` shows it); anything unexpected keeps its own.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+    if arguments and arguments[0] not in {*VERBS, "--help", "-h", "--version"}:
         # Here, because the parser would import every verb to say it.
         near = difflib.get_close_matches(arguments[0], VERBS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(VERBS)}"

@@ -84,8 +84,8 @@ class Reducer(nn.Module):
         counts: dict[int, int] = {}
         left = patches
         for block, target in schedule.targets(patches, depth).items():
-            left = max(min(target, left), 1)
-            counts[block] = left
+            if target < left:
+                counts[block] = left = max(target, 1)
         return counts
 
     def fresh(self) -> Reducer:
