@@ -64,6 +64,12 @@ def test_locations_follow_the_depth(out, capsys):
     assert "keep(rate=0.5, at=[1, 2, 3])" in capsys.readouterr().out
 
 
+def test_runs_that_repeat_another_are_left_out(out, capsys):
+    assert main(["bench", *FAST, "--methods", "fixed", "--rates", "0.9", "0.5", "0.25", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("left out: fixed under keep(rate=") == 2
+    assert len((out / "results.csv").read_text().splitlines()) == 3
+
+
 def test_folder_with_a_sub_folder_per_class(tmp_path, out, capsys):
     for name in ("0", "1"):
         (tmp_path / "data" / name).mkdir(parents=True)

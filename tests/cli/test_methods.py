@@ -6,7 +6,8 @@ import vitrim
 from vitrim.cli.app import main
 
 
-def test_table_has_one_line_per_method(capsys):
+def test_table_has_one_line_per_method(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "family", "site", "needs", "summary"]

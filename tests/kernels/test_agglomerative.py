@@ -13,10 +13,16 @@ from vitrim.kernels.matching import bipartite, every_kth
 
 # Labels of scikit-learn for the features below.
 REFERENCE = {
-    ("single", 8): "2 0 1 7 5 0 3 4 6 2 0 1", ("single", 5): "0 1 0 3 2 1 0 4 0 0 1 0", ("single", 3): "0 0 0 1 2 0 0 0 0 0 0 0",
-    ("complete", 8): "1 0 2 5 4 0 7 6 3 1 0 2", ("complete", 5): "3 2 1 0 4 2 1 0 0 3 2 1", ("complete", 3): "0 2 0 1 0 2 0 1 1 0 2 0",
-    ("average", 8): "3 0 1 5 4 0 7 6 2 3 0 1", ("average", 5): "3 1 2 0 4 1 2 0 0 3 1 2", ("average", 3): "1 0 2 0 1 0 2 0 0 1 0 2",
-}  # fmt: skip
+    ("single", 8): "2 0 1 7 5 0 3 4 6 2 0 1",
+    ("single", 5): "0 1 0 3 2 1 0 4 0 0 1 0",
+    ("single", 3): "0 0 0 1 2 0 0 0 0 0 0 0",
+    ("complete", 8): "1 0 2 5 4 0 7 6 3 1 0 2",
+    ("complete", 5): "3 2 1 0 4 2 1 0 0 3 2 1",
+    ("complete", 3): "0 2 0 1 0 2 0 1 1 0 2 0",
+    ("average", 8): "3 0 1 5 4 0 7 6 2 3 0 1",
+    ("average", 5): "3 1 2 0 4 1 2 0 0 3 1 2",
+    ("average", 3): "1 0 2 0 1 0 2 0 0 1 0 2",
+}
 
 
 def waves(count: int = 12) -> torch.Tensor:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import DEPTH, DIM, FAMILIES, HEADS, IMAGE, PATCH, PATCHES, HomeMade, _both, _config, images, make, run
+from families import DEPTH, DIM, FAMILIES, HEADS, IMAGE, PATCH, PATCHES, images, make, run
 from laws import SCHEDULE, every_family, traced
+from libraries import HomeMade, _both, _config
 from torch import Tensor, nn
 
 import vitrim
@@ -147,7 +148,7 @@ def test_eager_attention_names_the_remedy() -> None:
     model: Any = make("hf_vit")
     model.set_attn_implementation("eager")
     vitrim.reduce(model, "topk", SCHEDULE)
-    with pytest.raises(RuntimeError, match="ViTLayer; switch the model to it: .*attn_implementation='sdpa' in transformers"):
+    with pytest.raises(RuntimeError, match=r"ViTLayer; switch the model to it: .*attn_implementation='sdpa' in transformers"):
         run(model)
 
 

@@ -34,7 +34,7 @@ LAST = {"training", "experiments", "cli"}
 # Third-party libraries by package; anything else must be a file's own subject.
 THIRD: dict[str, set[str]] = {
     "core": {"torch"},
-    "kernels": {"torch", "numpy", "triton"},
+    "kernels": {"torch", "numpy", "scipy", "triton"},
     "methods": {"torch", "numpy"},
     "backbones": {"torch"},
 }
@@ -99,6 +99,7 @@ def test_import_loads_nothing_heavy() -> None:
     """`import vitrim` is free, and listing the methods loads none of the model libraries."""
     code = (
         "import sys, vitrim; assert 'torch' not in sys.modules, 'torch'; vitrim.list_methods(); "
-        "heavy = {'timm', 'transformers', 'open_clip', 'torchvision', 'matplotlib', 'scipy'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'timm', 'transformers', 'open_clip', 'torchvision', 'matplotlib', 'scipy'} & set(sys.modules); "
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from vitrim import TokenMap
 
-settings.register_profile("maps", max_examples=40, deadline=None, derandomize=True)
+settings.register_profile("maps", max_examples=80, deadline=None, derandomize=True)
 settings.load_profile("maps")
 
 FORMS = ("select", "medoids", "merge", "weighted", "soft")
@@ -97,9 +97,8 @@ def test_then_is_associative(a: str, b: str, c: str, n: int, m: int, k: int, j: 
     one = a_map(a, n, m, rng)
     two = a_map(b, one.m, k, rng)
     three = a_map(c, two.m, j, rng)
-    # A plain mean after a soft map averages by the masses of the soft map, which the pair (two, three) cannot know.
-    if {a, b} & {"soft", "weighted", "medoids", "select"} and "merge" in (b, c):
-        return
+    # A plain mean depends on the masses before it. Composed first with what is no mean, it is frozen for unit masses.
+    assume(a == "select" or (b == "merge") == (c == "merge"))
     same(one.then(two).then(three), one.then(two.then(three)))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrim.backbones._pooling import AttentionPoolPatch, HeadPatch, IntermediatesPatch, _taken, family_of, weighted_mean
+from vitrim.backbones._pooling import AttentionPoolPatch, HeadPatch, IntermediatesPatch, family_of, weighted_mean
+from vitrim.backbones._pooling import _taken as taken  # pyright: ignore[reportPrivateUsage]
 from vitrim.core.backbone import Backbone, Halves, Layout
 from vitrim.core.patch import Patch
 from vitrim.core.reduction import Reduction
@@ -130,6 +131,6 @@ class FeaturesPatch(IntermediatesPatch):
         tower: Any = self.module
         height, width = tower.patch_size
         grid = (x.shape[-2] // height, x.shape[-1] // width) if output_fmt == "NCHW" else None
-        layers = _taken(self.reduction.depth, indices)
+        layers = taken(self.reduction.depth, indices)
         out["image_intermediates"] = [self._dense(y, i, grid) for y, i in zip(out["image_intermediates"], layers, strict=True)]
         return out

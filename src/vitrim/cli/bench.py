@@ -13,9 +13,10 @@ from torch import Tensor
 
 from vitrim.core.backbone import find_backbone
 from vitrim.core.catalog import list_methods
+from vitrim.core.registry import METHODS, SCHEDULES
 from vitrim.data.models import LoadedModel, load_model
 from vitrim.measure.report import cells_of
-from vitrim.measure.sweep import Row, check_runs, plot, rows_to_csv, rows_to_json, rows_to_markdown, sweep_rows
+from vitrim.measure.sweep import Row, Run, check_runs, plot, rows_to_csv, rows_to_json, rows_to_markdown, sweep_rows
 
 RATES = (0.9, 0.7, 0.5, 0.25)
 Words = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
@@ -80,6 +81,7 @@ def bench(
     loaded.model.to(getattr(torch, dtype))
     wanted = split_methods(["all"] if methods is None else methods)
     runs = check_runs(loaded.model, [(m, s) for m in wanted for s in _schedules(loaded, rates, schedule, at)])
+    runs, repeated = distinct(loaded, runs)
     data, labels = load_images(loaded, images, limit, batch_size)
     out.mkdir(parents=True, exist_ok=True)
     count = min(batch_size, len(data))
@@ -87,6 +89,8 @@ def bench(
     print(f"{loaded.name}: {len(data)} images, batches of {count}, {where}")
     if loaded.random or images == "noise":
         print(f"{'random weights' if loaded.random else 'noise for images'}: times and FLOPs are right, predictions mean nothing")
+    for method, text in repeated:
+        print(f"left out: {method} under {text} keeps the same tokens as under the schedule before")
     table = Table([run[0] for run in runs], [run[1] for run in runs])
     facts = {"model": loaded.name, "device": where, "batch_size": count, "images": len(data), "rounds": rounds, "seed": seed}
     facts |= {"compile": compile, "random_weights": loaded.random, "noise": images == "noise"}
@@ -123,6 +127,20 @@ def split_methods(texts: Sequence[str]) -> list[str]:
     if not named:
         raise ValueError("--methods names no method; write all, or names as in --methods tome atc")
     return list(dict.fromkeys(named))
+
+
+def distinct(loaded: LoadedModel, runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Runs that differ, and those that would only repeat another one (``fixed`` has one radius per block)."""
+    backbone = find_backbone(loaded.model)
+    grid, depth = backbone.layout(loaded.model).grid, len(backbone.blocks(loaded.model))
+    patches = grid[0] * grid[1] if grid else 196
+    seen: set[str] = set()
+    first, repeated = [], []
+    for method, schedule in runs:
+        plan = METHODS.build(method).plan(SCHEDULES.build(schedule), patches, depth)
+        (repeated if f"{method} {plan}" in seen else first).append((method, schedule))
+        seen.add(f"{method} {plan}")
+    return first, repeated
 
 
 def load_images(loaded: LoadedModel, source: str | None, limit: int, batch_size: int) -> tuple[Any, Tensor | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import textwrap
 from dataclasses import asdict
 from typing import Annotated
@@ -37,7 +39,8 @@ def table(found: list[Description]) -> str:
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(4)]
     left = sum(widths) + 2 * len(widths)
     # Piped output stays one line per method, for grep and awk.
-    room = max(shutil.get_terminal_size((10_000, 24)).columns - left, 30)
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    room = max(shutil.get_terminal_size().columns - left, 30) if narrow else 10_000
     lines = []
     for row in [head, *cells]:
         start = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))

@@ -39,7 +39,8 @@ class Reducer(nn.Module):
         site: where the method reduces by default: ``before`` a block, ``inside`` it (between attention and MLP) or
             ``after`` it.
         paper: where the method comes from.
-        needs: what the method asks for, in words of ``attention``, ``class token``, ``parameters``, ``randomness``.
+        needs: what the method asks for, in words of ``attention``, ``class token``, ``parameters``, ``patch count`` (parameters
+            that fit one number of patches only).
         without_cls: what the method does on a model without a class token.
         proportional: add log-sizes to the attention logits of later blocks (proportional attention).
         weighted: average merged tokens by their sizes.

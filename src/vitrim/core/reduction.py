@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from vitrim.core.backbone import Backbone, Halves
 from vitrim.core.patch import Patch
 from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import SpecError, spec
-from vitrim.core.schedule import Schedule
+from vitrim.core.schedule import Counts, R, Schedule
 from vitrim.core.sites import inner_module, resolve_site
 from vitrim.core.tap import Tap, key_bias
 from vitrim.core.tokenmap import TokenMap
@@ -87,7 +88,7 @@ class Reduction(nn.Module):
         self.site, inner = resolve_site(site or reducer.site, backbone, blocks)
         self._memory = _Memory()
         nominal = self.layout.grid[0] * self.layout.grid[1] if self.layout.grid else None
-        plan = reducer.plan(schedule, nominal or 196, self.depth)
+        plan = self._make_plan(reducer, nominal or 196)
         if nominal:
             self._memory.plans[nominal] = plan
         layers = sorted(set(plan) | set(schedule.targets(nominal or 196, self.depth)))
@@ -103,8 +104,8 @@ class Reduction(nn.Module):
         self.stages = nn.ModuleList()
         for layer in layers:
             stage = reducer.fresh()
-            if "parameters" in stage.needs and nominal is None:
-                raise SpecError(f"{self.method} has parameters for a fixed number of patches; this model takes any image size")
+            if "patch count" in stage.needs and nominal is None:
+                raise SpecError(f"{self.method} has parameters for one number of patches; this model takes any image size")
             stage.setup(self.layout.dim, plan.get(layer, 1))
             self.stages.append(stage)
         reference = next(model.parameters(), None)
@@ -120,6 +121,8 @@ class Reduction(nn.Module):
                 halves = backbone.halves(block) if self.site == "inside" else None
                 self._patches.append(BlockPatch(block, layer, self, halves, backbone.positional(block)))
             self._patches += backbone.heads(model, self)
+        if nominal:  # last, so that a refusal comes alone
+            _warn_of_a_cap(self.method, reducer, plan, schedule, nominal, self.depth)
         self._owner = [model]  # in a list, or the model would become a sub-module of its own sub-module
 
     # -- public ---------------------------------------------------------------------------------------------------
@@ -133,19 +136,37 @@ class Reduction(nn.Module):
     def plan(self, patches: int) -> dict[int, int]:
         """Patch tokens after each reducing block for an input of ``patches``; an upper bound for ragged methods."""
         if patches not in self._memory.plans:
-            self._memory.plans[patches] = self._reducer[0].plan(self.schedule, patches, self.depth)
+            self._memory.plans[patches] = self._make_plan(self._reducer[0], patches)
         return self._memory.plans[patches]
 
+    def _make_plan(self, reducer: Reducer, patches: int) -> dict[int, int]:
+        if self.site != "around":
+            return reducer.plan(self.schedule, patches, self.depth)
+        # Every block starts from all tokens again: each has a plan of its own.
+        targets = self.schedule.targets(patches, self.depth)
+        if isinstance(self.schedule, R):
+            removals = self.schedule.removals(self.depth)
+            targets = {block: patches - removals[block] for block in targets}
+        counts: dict[int, int] = {}
+        for block, target in targets.items():
+            counts |= reducer.plan(Counts([max(target, 1)], at=[block]), patches, self.depth)
+        return counts
+
     def lengths(self, patches: int) -> list[tuple[int, int]]:
-        """Sequence lengths ``(attention, mlp)`` of every block for an input of ``patches``, prefix included."""
+        """Sequence lengths ``(attention, mlp)`` of every block for an input of ``patches``, prefix included.
+
+        Raises:
+            ValueError: around a sub-module, where it depends on which one that is.
+        """
+        if self.site == "around":
+            raise ValueError("lengths per block are known for the sites before, inside and after, not around a sub-module")
         plan, now, rows = self.plan(patches), patches, []
         for layer in range(self.depth):
             after = plan.get(layer, now)
             seen = after if self.site == "before" else now
             done = now if self.site == "after" else after
             rows.append((seen + self.layout.prefix, done + self.layout.prefix))
-            if self.site != "around":
-                now = after
+            now = after
         return rows
 
     def attach(self) -> None:
@@ -302,6 +323,22 @@ class AroundPatch(Patch):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the sub-module; arguments as its own forward."""
         return self.reduction.run_around(self, x, args, kwargs)
+
+
+def _warn_of_a_cap(method: str, reducer: Reducer, plan: dict[int, int], schedule: Schedule, patches: int, depth: int) -> None:
+    """Say so when a method keeps far more tokens than the schedule asks for, as ToMe does at low rates."""
+    if reducer.family == "fixed" or isinstance(schedule, R):
+        return
+    for block, target in schedule.targets(patches, depth).items():
+        kept = plan.get(block, patches)
+        if kept > 1.5 * target + 1:
+            counts = ", ".join(str(count) for count in plan.values())
+            warnings.warn(
+                f"{method} cannot remove so many tokens: block {block} keeps {kept} where {spec(schedule)} asks for {target}; "
+                f"counts are {counts}. Reduce at more blocks, or choose a method without this limit, such as atc",
+                stacklevel=4,
+            )
+            return
 
 
 def _no_attention_seen(block: nn.Module) -> RuntimeError:

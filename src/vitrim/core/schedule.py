@@ -55,6 +55,8 @@ class Keep(Schedule):
 
     def __init__(self, rate: float | Sequence[float] = 0.5, at: Sequence[int] = (3, 6, 9)) -> None:
         self.at = _locations(at)
+        if isinstance(rate, str):
+            raise ValueError(f"rate is a number in (0, 1] or a list of them; got {rate!r}")
         self.rate = rate if isinstance(rate, int | float) else list(rate)
         if isinstance(self.rate, list) and len(self.rate) != len(self.at):
             raise ValueError(f"rate lists {len(self.rate)} shares for {len(self.at)} locations; give one for each")

@@ -187,13 +187,16 @@ class TokenMap:
     def then(self, nxt: TokenMap) -> TokenMap:
         """Composition: this map first, ``nxt`` after it. Hard after hard stays O(n).
 
+        The sources of this map count once each. A plain mean depends on the masses before it, so compose from the first
+        map on, as the trace does: ``a.then(b).then(c)``.
+
         Raises:
             ValueError: when ``nxt`` does not start where this map ends.
         """
         if nxt.n != self.m:
             raise ValueError(f"cannot compose: the first map gives {self.m} tokens, the second takes {nxt.n}")
         if self.group is None or nxt.group is None:
-            mass = None if self.group is None else self.mass(torch.ones(self.batch, self.n, device=self.device))
+            mass = self.mass(torch.ones(self.batch, self.n, device=self.device))
             weight = nxt.dense(mass) @ self.dense().to(nxt.dense(mass).dtype)
             return TokenMap(None, nxt.m, weight, nxt.valid)
         group = torch.where(self.group < 0, -1, nxt.group.gather(1, self.group.clamp_min(0)))

@@ -7,7 +7,7 @@ One multiply-add is two FLOPs to PyTorch, and one to the tables of the field: De
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -197,7 +197,7 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
 
 
 @contextmanager
-def _plain_multihead() -> Iterator[None]:
+def _plain_multihead() -> Generator[None]:
     """Keep ``nn.MultiheadAttention`` off its fused inference path, one operator that the counter cannot see into."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

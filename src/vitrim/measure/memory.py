@@ -70,5 +70,5 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _address(x: Tensor) -> int:
-    """What tells storages apart while they live; data pointers do not, since empty ones share theirs."""
-    return x.untyped_storage()._cdata
+    """What tells storages apart: their Python objects live as long as they do. Empty ones share data pointers."""
+    return id(x.untyped_storage())

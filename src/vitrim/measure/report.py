@@ -132,16 +132,17 @@ def plot(rows: Sequence[Row], path: str | Path, title: str = "") -> Path:
     for row in shown:
         lines.setdefault(row.method, []).append(row)
     dense = lines.pop("dense", [])
-    for i, (method, points) in enumerate(sorted(lines.items())):
-        points = sorted(points, key=lambda r: r.flop_speedup)
-        untrained = any("untrained" in p.note for p in points)
+    # Untrained methods last, so that those whose numbers mean something get colours of their own.
+    for i, (untrained, method) in enumerate(sorted((any("untrained" in p.note for p in lines[m]), m) for m in lines)):
+        points = sorted(lines[method], key=lambda r: r.flop_speedup)
         axes.plot(
             [p.speedup for p in points],
             [100 * getattr(p, measure) for p in points],
             color=_COLOURS[i % len(_COLOURS)],
             marker=_MARKERS[i % len(_MARKERS)],
             linestyle=":" if untrained else ("-", "--")[i // len(_COLOURS) % 2],
-            linewidth=1.6,
+            linewidth=1.1 if untrained else 1.8,
+            alpha=0.75 if untrained else 1.0,
             markersize=8,
             markeredgecolor="white",
             markeredgewidth=0.7,

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrim.core.attach import reduce
 from vitrim.core.backbone import find_backbone
 from vitrim.core.catalog import describe
-from vitrim.core.attach import reduce
 from vitrim.core.reduction import Reduction
 from vitrim.core.registry import METHODS, SCHEDULES, parse_spec, spec
 from vitrim.measure.accuracy import Images, agreement, batch_of, predict, top1
@@ -224,7 +224,9 @@ def _measure(setup: _Setup, dense: _Dense, method: str, schedule: str) -> Row:
     model: Any = _shared_copy(setup.model)
     with torch.random.fork_rng():
         torch.manual_seed(setup.seed)
-        reduction = reduce(model, method, schedule, seed=setup.seed)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            reduction = reduce(model, method, schedule, seed=setup.seed)
     trained = _load(reduction, setup.learned)
     logits = predict(model, setup.images, setup.batch_size)
     flops = count_flops(model, setup.batch).flops
@@ -248,7 +250,7 @@ def _measure(setup: _Setup, dense: _Dense, method: str, schedule: str) -> Row:
         peak_mb=peak,
         top1=None if setup.labels is None else top1(logits, setup.labels),
         agreement=agreement(logits, dense.logits),
-        note="" if trained else "untrained",
+        note="; ".join([*([] if trained else ["untrained"]), *(str(w.message).split(":")[0] for w in said)]),
     )
 
 
@@ -258,10 +260,14 @@ def realised_fraction(speedup: float, flop_speedup: float) -> float | None:
 
 
 def _load(reduction: Reduction, weights: Mapping[str, Tensor]) -> bool:
-    """Load the learned part if the weights are its own; whether nothing in it is left untrained."""
+    """Load the learned part if the weights hold it whole; whether nothing in it is left untrained.
+
+    The weights may hold the parts of several methods: their names differ.
+    """
     wanted = {name: tuple(t.shape) for name, t in reduction.state_dict().items()}
-    if wanted and wanted == {name: tuple(t.shape) for name, t in weights.items()}:
-        reduction.load_state_dict(weights)
+    given = {name: tuple(t.shape) for name, t in weights.items()}
+    if wanted and wanted.items() <= given.items():
+        reduction.load_state_dict({name: weights[name] for name in wanted})
         return True
     return "parameters" not in describe(parse_spec(reduction.method)[0]).needs
 

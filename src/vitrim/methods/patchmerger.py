@@ -20,7 +20,7 @@ class PatchMerger(Reducer):
     family = "soft"
     site = "before"
     paper = "Renggli et al., Learning to Merge Tokens in Vision Transformers (PatchMerger), arXiv:2202.12015"
-    needs = ("parameters",)
+    needs = ("parameters", "patch count")
 
     def setup(self, dim: int, keep: int) -> None:
         self.queries = nn.Parameter(torch.randn(keep, dim))

@@ -33,7 +33,7 @@ class Sinkhorn(Reducer):
     family = "soft"
     site = "before"
     paper = "Haurum et al., Which Tokens to Use?, ICCVW 2023, arXiv:2308.04657; Cuturi, NeurIPS 2013"
-    needs = ("parameters",)
+    needs = ("parameters", "patch count")
 
     def __init__(self, *, eps: float = 1.0, iterations: int = 3, compat: str = "paper") -> None:
         super().__init__()

@@ -21,7 +21,7 @@ class SiT(Reducer):
     family = "soft"
     site = "before"
     paper = "Zong et al., Self-slimmed Vision Transformer (SiT), ECCV 2022, arXiv:2111.12624"
-    needs = ("parameters",)
+    needs = ("parameters", "patch count")
 
     def setup(self, dim: int, keep: int) -> None:
         self.weight = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, keep))
