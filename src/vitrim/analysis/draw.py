@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from vitrim.analysis.sheet import sheet as sheet
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.trace import Trace
 
 Style = Literal["auto", "prune", "merge", "fuse"]
 
 _WHITE = np.array([255.0, 255.0, 255.0])
-_FUSED = np.array([230.0, 159.0, 0.0])  # orange of Okabe and Ito: told apart from white and from photographs
-_INK = (25, 25, 25)
-_SOFT_INK = (105, 105, 105)
-_GAP = 8
+_FUSED = np.array([250.0, 205.0, 130.0])  # pale amber: neither the white of dropped patches nor a usual photograph
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ def draw_stage(
     """Draw what the tokens after a stage stand for.
 
     Dropped patches fade to white. In ``merge`` style every token of several patches is filled with their mean colour and
-    outlined, in one colour for all parts of it; tokens of one patch keep the image. In ``fuse`` style (EViT) the patches that
-    were fused are tinted orange. Soft maps are drawn by the token that takes most of each patch.
+    outlined; tokens of one patch keep the image. In ``fuse`` style (EViT) the patches that
+    were fused are tinted. Soft maps are drawn by the token that takes most of each patch.
 
     Args:
         image: ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)`` uint8, as the model sees it.
@@ -77,7 +74,7 @@ def draw_stage(
     if style == "merge":
         pixels = _fill_with_means(pixels, canvas, group)
     elif style == "fuse":
-        pixels = _fade(pixels, canvas.spread(multiple), _FUSED, 0.72)
+        pixels = _fade(pixels, canvas.spread(multiple), _FUSED, 0.8)
     pixels = _fade(pixels, canvas.spread(group < 0), _WHITE, 0.88)
     drawn = pixels.round().astype(np.uint8)
     if style == "merge":
@@ -148,66 +145,6 @@ def tokens_left(trace: Trace, layer: int | None = None, sample: int = 0) -> int:
     return map.m if map.valid is None else int(map.valid[sample].sum())
 
 
-def sheet(
-    rows: Sequence[tuple[str, Sequence[np.ndarray]]],
-    captions: Sequence[str] = (),
-    *,
-    title: str = "",
-    titles_above: bool = False,
-    notes: Sequence[str] = (),
-) -> Image.Image:
-    """Lay pictures out in rows on white, with a name for each row and a caption for each column.
-
-    Args:
-        rows: name and pictures of each row; pictures of one column should have one width.
-        captions: over the columns.
-        title: over everything.
-        titles_above: names stand over their row, not left of it.
-        notes: a second, grey line under each row name; only beside rows.
-
-    Raises:
-        ValueError: without pictures.
-    """
-    if not rows or not all(cells for _, cells in rows):
-        raise ValueError("no pictures to lay out")
-    width = max(c.shape[1] for _, cells in rows for c in cells)
-    text = max(13, min(22, width // 16))
-    font, small = ImageFont.load_default(text), ImageFont.load_default(round(text * 0.86))
-    margin = 0
-    if not titles_above:
-        texts = [(name, font) for name, _ in rows] + [(note, small) for note in notes]
-        margin = max((round(f.getlength(t)) for t, f in texts if t), default=0) + 2 * _GAP
-    line = round(text * 1.55)
-    columns = max(len(cells) for _, cells in rows)
-    top = (line + _GAP if title else 0) + (line if captions and not titles_above else 0) + _GAP
-    above = titles_above * (line * any(name for name, _ in rows) + line * bool(captions))
-    heights = [above + max(c.shape[0] for c in cells) + _GAP for _, cells in rows]
-    page = Image.new("RGB", (margin + columns * (width + _GAP) + _GAP, top + sum(heights)), "white")
-    pen = ImageDraw.Draw(page)
-    if title:
-        pen.text((_GAP, _GAP), title, fill=_INK, font=font)
-    x0, y = margin + _GAP, top
-    if captions and not titles_above:
-        _write_captions(pen, captions, x0, top - line, width, small)
-    for i, (name, cells) in enumerate(rows):
-        if titles_above:
-            if name:
-                pen.text((x0, y), name, fill=_INK, font=font)
-            if captions:
-                _write_captions(pen, captions, x0, y + above - line, width, small)
-            y += above
-        else:
-            note = notes[i] if i < len(notes) else ""
-            middle = y + cells[0].shape[0] // 2 - (line if note else line // 2)
-            pen.text((_GAP, middle), name, fill=_INK, font=font)
-            if note:
-                pen.text((_GAP, middle + line), note, fill=_SOFT_INK, font=small)
-        for j, cell in enumerate(cells):
-            page.paste(Image.fromarray(cell), (x0 + j * (width + _GAP), y))
-        y += heights[i] - above
-    return page
-
-
 def contact_sheet(
     images: Sequence[np.ndarray], traces: Sequence[tuple[str, Trace]], grid: tuple[int, int], *, title: str = "", size: int = 224
 ) -> Image.Image:
@@ -227,18 +164,6 @@ def contact_sheet(
         left = sorted({tokens_left(trace, sample=i) for i in range(len(images))})
         notes.append(f"{left[0]} tokens" if len(left) == 1 else f"{left[0]} to {left[-1]} tokens")
     return sheet(rows, title=title, notes=notes)
-
-
-def _write_captions(
-    pen: ImageDraw.ImageDraw,
-    captions: Sequence[str],
-    x: int,
-    y: int,
-    width: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    for i, caption in enumerate(captions):
-        pen.text((x + i * (width + _GAP), y), caption, fill=_SOFT_INK, font=font)
 
 
 def _enlarge(image: np.ndarray, grid: tuple[int, int], size: int) -> _Canvas:
@@ -266,12 +191,12 @@ def _style_of(members: np.ndarray, soft: bool) -> Style:
 
 def _style_of_trace(trace: Trace, sample: int) -> Style:
     """One style for all stages: fused tokens of several stages would look like merging when seen from the patches."""
-    styles = set()
+    styles: set[Style] = set()
     for step in trace.values():
         map = step.map.without_prefix(trace.prefix)
         group = map.assignment()[sample].cpu().numpy()
         styles.add(_style_of(np.bincount(group[group >= 0], minlength=map.m), map.is_soft))
-    return next((s for s in ("merge", "fuse") if s in styles), "prune")
+    return "merge" if "merge" in styles else "fuse" if "fuse" in styles else "prune"
 
 
 def _fade(pixels: np.ndarray, where: np.ndarray, colour: np.ndarray, strength: float) -> np.ndarray:
@@ -291,15 +216,14 @@ def _fill_with_means(pixels: np.ndarray, canvas: _Canvas, group: np.ndarray) -> 
 
 
 def _outline(pixels: np.ndarray, canvas: _Canvas, group: np.ndarray, multiple: np.ndarray) -> None:
-    """Outline tokens of several patches on their inner side; separate parts of one token share a colour."""
-    label = canvas.spread(np.where(group < 0, -1, group))
-    thick = max(1, min(canvas.cell) // 10)
-    inner = ~_near_border(label, thick)
-    colours = np.zeros((len(group), 3))
-    for token in np.unique(group[multiple]):
-        colours[group == token] = _colour(int(token))
-    ring = canvas.spread(multiple) & ~inner
-    pixels[ring] = canvas.spread(colours)[ring].astype(np.uint8)
+    """Outline tokens of several patches on their inner side, lighter than a dark filling and darker than a light one."""
+    # One neutral shade per token: separate parts of it look alike, and a page of them does not turn into confetti.
+    thick = max(1, round(min(canvas.cell) / 16))
+    ring = canvas.spread(multiple) & _near_border(canvas.spread(group), thick)
+    filling = pixels[ring].astype(np.float64)
+    dark = (filling @ np.array([0.299, 0.587, 0.114]))[:, None] < 120
+    shade = np.where(dark, filling + 0.42 * (_WHITE - filling), filling * 0.45)
+    pixels[ring] = shade.round().astype(np.uint8)
 
 
 def _edge(pixels: np.ndarray, canvas: _Canvas, kept: np.ndarray) -> None:
@@ -320,10 +244,3 @@ def _near_border(label: np.ndarray, thick: int, frame: bool = True) -> np.ndarra
         for dx in range(-thick, thick + 1):
             near |= padded[thick + dy : thick + dy + height, thick + dx : thick + dx + width] != label
     return near
-
-
-def _colour(token: int) -> tuple[float, float, float]:
-    """Well spread hues: steps of the golden ratio never come near an earlier one soon."""
-    hue = (0.11 + token * 0.6180339887) % 1.0
-    red, green, blue = colorsys.hls_to_rgb(hue, (0.42, 0.55, 0.68)[token % 3], 0.8)
-    return 255 * red, 255 * green, 255 * blue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -168,6 +169,20 @@ class Reduction(nn.Module):
             rows.append((seen + self.layout.prefix, done + self.layout.prefix))
             now = after
         return rows
+
+    def load_learned(self, weights: Mapping[str, Tensor]) -> bool:
+        """Load the learned part if ``weights`` hold all of it, by the names of :meth:`state_dict`.
+
+        The weights may hold the parts of several methods: their names differ.
+
+        Returns:
+            Whether nothing is left untrained; True for methods without parameters.
+        """
+        wanted = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        if not all(name in weights and weights[name].shape == shape for name, shape in wanted.items()):
+            return False
+        self.load_state_dict({name: weights[name] for name in wanted})
+        return True
 
     def attach(self) -> None:
         """Put the reduction over the blocks; :func:`vitrim.reduce` does."""

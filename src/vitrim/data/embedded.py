@@ -8,6 +8,7 @@ from importlib import resources
 
 import numpy as np
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 FASHION_MEAN = 0.2860
@@ -51,6 +52,16 @@ def fashion(limit: int | None = None) -> Labelled:
         pixels, labels = pixels[chosen], labels[chosen]
     images = (torch.from_numpy(pixels).float().div(255) - FASHION_MEAN) / FASHION_STD
     return Labelled(images.unsqueeze(1), torch.from_numpy(labels).long(), classes, pixels)
+
+
+def fashion_learned() -> dict[str, Tensor]:
+    """Learned parts of the methods that have one, trained on the frozen embedded model for ``keep(rate=0.5)`` at blocks 3, 6, 9.
+
+    By the names of ``model.reduction.state_dict()``; those of different methods do not meet. Made by
+    ``examples/train_learned_parts.py``.
+    """
+    source = resources.files("vitrim").joinpath("assets/fashion_learned.safetensors")
+    return {name.removeprefix("reduction."): tensor.float() for name, tensor in load(source.read_bytes()).items()}
 
 
 def balanced(labels: list[int], limit: int) -> list[int]:

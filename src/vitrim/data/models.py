@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitrim.core.registry import SpecError, parse_spec
-from vitrim.data.embedded import FASHION_MEAN, FASHION_STD, fashion
+from vitrim.data.embedded import FASHION_MEAN, FASHION_STD, fashion, fashion_learned
 from vitrim.data.hub import no_pretrained, refuse_unreachable
 from vitrim.data.weights import Weights, load_into, read_weights
 
@@ -148,7 +148,7 @@ def _fashion(name: str, path: str | Path | None, settings: dict[str, Any], rando
     if not random:
         weights = read_weights(file)
         load_into(model, weights, name)
-        reduction = weights.reduction
+        reduction = weights.reduction if path is not None else fashion_learned()
     size = _input_size(model)
     classes = fashion(10).classes
     grey = Grey(size[1:], FASHION_MEAN, FASHION_STD)

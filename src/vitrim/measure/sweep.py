@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from vitrim.core.attach import reduce
 from vitrim.core.backbone import find_backbone
-from vitrim.core.catalog import describe
 from vitrim.core.reduction import Reduction
-from vitrim.core.registry import METHODS, SCHEDULES, parse_spec, spec
+from vitrim.core.registry import METHODS, SCHEDULES, spec
 from vitrim.measure.accuracy import Images, agreement, batch_of, predict, top1
 from vitrim.measure.flops import count_flops, parameters
 from vitrim.measure.memory import peak_memory
@@ -227,7 +226,7 @@ def _measure(setup: _Setup, dense: _Dense, method: str, schedule: str) -> Row:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             reduction = reduce(model, method, schedule, seed=setup.seed)
-    trained = _load(reduction, setup.learned)
+    trained = reduction.load_learned(setup.learned)
     logits = predict(model, setup.images, setup.batch_size)
     flops = count_flops(model, setup.batch).flops
     tokens = _tokens_left(reduction)
@@ -257,19 +256,6 @@ def _measure(setup: _Setup, dense: _Dense, method: str, schedule: str) -> Row:
 def realised_fraction(speedup: float, flop_speedup: float) -> float | None:
     """``(speedup - 1) / (flop_speedup - 1)``; None where FLOPs fall by less than 2 % and it would be noise."""
     return (speedup - 1) / (flop_speedup - 1) if flop_speedup >= 1.02 else None
-
-
-def _load(reduction: Reduction, weights: Mapping[str, Tensor]) -> bool:
-    """Load the learned part if the weights hold it whole; whether nothing in it is left untrained.
-
-    The weights may hold the parts of several methods: their names differ.
-    """
-    wanted = {name: tuple(t.shape) for name, t in reduction.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in weights.items()}
-    if wanted and wanted.items() <= given.items():
-        reduction.load_state_dict({name: weights[name] for name in wanted})
-        return True
-    return "parameters" not in describe(parse_spec(reduction.method)[0]).needs
 
 
 def _against(first: Callable[[], object], second: Callable[[], object], setup: _Setup) -> Timing:
