@@ -166,6 +166,39 @@ def contact_sheet(
     return sheet(rows, title=title, notes=notes)
 
 
+def stage_sheet(
+    image: np.ndarray,
+    traces: Sequence[tuple[str, Trace]],
+    grid: tuple[int, int],
+    *,
+    title: str = "",
+    sample: int = 0,
+    size: int = 224,
+    stages: int = 3,
+) -> Image.Image:
+    """One image under several methods: methods in rows, the input and ``stages`` stages in columns.
+
+    Methods that reduce more often than that are shown at evenly chosen stages.
+
+    Args:
+        image: the image of the batch that is drawn.
+        traces: name and trace of each method.
+        grid: rows and columns of patches.
+        title: over everything.
+        sample: its position in the batch.
+        size: the longer side of each picture in pixels.
+        stages: at most this many stages for each method.
+    """
+    rows, notes = [], []
+    for name, trace in traces:
+        layers = chosen_stages(trace, stages)
+        pictures = [stage_picture(image, trace, grid, layer, sample=sample, size=size) for layer in layers]
+        rows.append((name, [_enlarge(image, grid, size).pixels, *pictures]))
+        notes.append(", ".join(str(tokens_left(trace, layer, sample)) for layer in layers) + " tokens")
+    captions = ["input", *(f"stage {i + 1}" for i in range(max((len(cells) for _, cells in rows), default=1) - 1))]
+    return sheet(rows, captions, title=title, notes=notes)
+
+
 def _enlarge(image: np.ndarray, grid: tuple[int, int], size: int) -> _Canvas:
     """RGB, a whole number of pixels per patch, and at least about ``size`` pixels on the longer side, in whole steps."""
     pixels = np.asarray(image)

@@ -14,9 +14,9 @@ from cyclopts import App, CycloptsError
 import vitrim
 
 VERBS = {
-    "demo": "See a method at work: what stays of an image, what it predicts, how fast it is.",
+    "demo": "Compare every method with the dense model on real images, offline: accuracy, GFLOPs, speed.",
     "methods": "List the token reduction methods, or explain one.",
-    "inspect": "Show what a method would do to a model, block by block.",
+    "inspect": "Show what reductions do to one image: tokens, GFLOPs, predictions, pictures.",
     "bench": "Measure accuracy, FLOPs and time of methods against the dense model.",
 }
 
