@@ -93,8 +93,8 @@ def page(rows: Sequence[Row], schedule: str, images: int, environment: Mapping[s
 
 _LEGEND = (
     "After the last stage. <b>Pruning</b>: dropped patches fade to white; what stays is outlined. <b>Fusing</b> (EViT): patches "
-    "that share the fused token are tinted. <b>Merging</b>: every token is filled with the mean colour of its patches and outlined; "
-    "patches that are still on their own keep the image. Soft merging is drawn by the token that takes most of each patch, so "
+    "that share the fused token are tinted. <b>Merging</b>: every token is filled with the mean colour of its patches and "
+    "outlined; patches that are still on their own keep the image. Soft merging is drawn by the token that takes most of each patch, so "
     "that few tokens may seem to take everything."
 )
 
@@ -120,10 +120,11 @@ def _intro(rows: Sequence[Row], schedule: str, images: int) -> str:
     good, _, _ = in_order(rows)
     if dense is None or dense.top1 is None or not good or good[0].top1 is None:
         return text
-    best = good[0]
+    best, accuracy = good[0], 100 * good[0].top1
     return (
-        f"{text}\n<p>Best here: <b>{html.escape(best.method)}</b> with {100 * best.top1:.1f} % of the images right (dense: "
-        f"{100 * dense.top1:.1f} %), at {dense.gflops / best.gflops:.1f} times less work and {best.speedup:.2f} times the speed.</p>"
+        f"{text}\n<p>Best here: <b>{html.escape(best.method)}</b> with {accuracy:.1f} % of the images right (dense: "
+        f"{100 * dense.top1:.1f} %), at {dense.gflops / best.gflops:.1f} times less work and "
+        f"{best.speedup:.2f} times the speed.</p>"
     )
 
 
@@ -137,8 +138,8 @@ def _table(rows: Sequence[Row]) -> str:
     if untrained:
         lines.append(
             _group(
-                "Untrained: these methods score, weigh or mix tokens with parameters of their own, which start at random and have to "
-                "be trained. Their work and time are right; their accuracy says nothing about the method."
+                "Untrained: these methods score, weigh or mix tokens with parameters of their own, which start at random and have "
+                "to be trained. Their work and time are right; their accuracy says nothing about the method."
             )
         )
         lines += [_line(row, "") for row in untrained]
@@ -149,9 +150,9 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _reading() -> str:
     return (
-        '<p class="soft small">GFLOPs are 1e9 multiply-adds per image, the method\'s own work included. FLOPs: how many times fewer. '
-        "Measured: how many times faster than the dense model on this machine, timed in turns with it; small models on a CPU gain "
-        "less than large ones on a GPU. Papers train or fine-tune with the reduction in place, which helps pruning most; this "
+        '<p class="soft small">GFLOPs are 1e9 multiply-adds per image, the method\'s own work included. FLOPs: how many times '
+        "fewer. Measured: how many times faster than the dense model on this machine, timed in turns with it; small models on a CPU "
+        "gain less than large ones on a GPU. Papers train or fine-tune with the reduction in place, which helps pruning most; this "
         "table shows what the methods do to a model that was never prepared for them.</p>"
     )
 

@@ -10,7 +10,7 @@ import csv
 import io
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +189,7 @@ def _read(
 
 
 @contextmanager
-def _entries(root: Path, split: str | None) -> Iterator[list[_Entry]]:
+def _entries(root: Path, split: str | None) -> Generator[list[_Entry]]:
     """The candidates at ``root``; archives stay open meanwhile."""
     if root.is_file():
         if root.suffix.lower() in (".tar", ".zip", ".npz"):
@@ -212,7 +212,7 @@ def _from_files(root: Path) -> list[_Entry]:
 
 
 @contextmanager
-def _from_csv(root: Path, split: str | None) -> Iterator[list[_Entry]]:
+def _from_csv(root: Path, split: str | None) -> Generator[list[_Entry]]:
     with (root / "labels.csv").open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         rows, columns = list(reader), reader.fieldnames or []
