@@ -76,6 +76,8 @@ def test_folder_with_a_sub_folder_per_class(tmp_path, out, capsys):
         Image.new("RGB", (40, 40), (200, 10, 10)).save(tmp_path / "data" / name / "a.png")
     (tmp_path / "data" / "0" / "broken.png").write_bytes(b"no image")
     command = ["bench", *TINY, *FAST, "--images", str(tmp_path / "data"), "--methods", "topk", "--rates", "0.5"]
+    assert main([*command, "--out", str(out), "--strict"]) == 1
+    capsys.readouterr()
     assert main([*command, "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert "broken.png" in captured.err
@@ -161,7 +163,8 @@ def test_methods_are_split_outside_of_brackets():
 
 
 def test_embedded_images_are_balanced():
-    images, labels = load_images(load_model("fashion"), None, 20, 64)
+    images, labels, skipped = load_images(load_model("fashion"), None, 20, 64)
+    assert skipped == 0
     assert images.shape == (20, 1, 28, 28)
     assert torch.bincount(labels).tolist() == [2] * 10
 

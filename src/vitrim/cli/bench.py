@@ -42,6 +42,7 @@ def bench(
     device: str = "auto",
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     compile: bool = False,
+    strict: Annotated[bool, Parameter(negative="")] = False,
     out: Path = Path("vitrim-bench"),
 ) -> int:
     """Measure accuracy, FLOPs and time of methods against the dense model.
@@ -67,6 +68,7 @@ def bench(
         device: cpu, cuda, or auto.
         dtype: number format of the model.
         compile: run models through torch.compile.
+        strict: exit with 1 when image files had to be skipped.
         out: folder for the results.
     """
     for name, values in {"methods": methods, "rates": rates, "schedule": schedule, "at": at}.items():
@@ -82,7 +84,7 @@ def bench(
     wanted = split_methods(["all"] if methods is None else methods)
     runs = check_runs(loaded.model, [(m, s) for m in wanted for s in _schedules(loaded, rates, schedule, at)])
     runs, repeated = distinct(loaded, runs)
-    data, labels = load_images(loaded, images, limit, batch_size)
+    data, labels, skipped = load_images(loaded, images, limit, batch_size)
     out.mkdir(parents=True, exist_ok=True)
     count = min(batch_size, len(data))
     where = f"{next(loaded.model.parameters()).device}, {dtype}, threads: {torch.get_num_threads()}"
@@ -106,7 +108,7 @@ def bench(
         if rows:
             draw(rows, out, f"{loaded.name}, {where}")
             print(f"\nwritten: {', '.join(str(out / n) for n in ('results.csv', 'results.json', 'results.md', 'plot.png'))}")
-    return report_failures(rows)
+    return 1 if strict and skipped else report_failures(rows)
 
 
 def split_methods(texts: Sequence[str]) -> list[str]:
@@ -143,8 +145,8 @@ def distinct(loaded: LoadedModel, runs: Sequence[Run]) -> tuple[list[Run], list[
     return first, repeated
 
 
-def load_images(loaded: LoadedModel, source: str | None, limit: int, batch_size: int) -> tuple[Any, Tensor | None]:
-    """Images for the model, and their labels where there are any.
+def load_images(loaded: LoadedModel, source: str | None, limit: int, batch_size: int) -> tuple[Any, Tensor | None, int]:
+    """Images for the model, their labels where there are any, and how many files had to be skipped.
 
     Raises:
         ValueError: when the model needs images and none are named.
@@ -154,20 +156,20 @@ def load_images(loaded: LoadedModel, source: str | None, limit: int, batch_size:
 
         found = fashion(limit or None)
         if found.classes == loaded.classes:
-            return found.images, found.labels
+            return found.images, found.labels, 0
     if source is None:
         raise ValueError(
             f"no images come with model '{loaded.name}'; give --images DIR (a sub-folder per class makes labels), or "
             "--images noise for times alone"
         )
     if source == "noise":
-        return torch.randn(batch_size, *loaded.input_size, generator=torch.Generator().manual_seed(0)), None
+        return torch.randn(batch_size, *loaded.input_size, generator=torch.Generator().manual_seed(0)), None, 0
     from vitrim.data.images import load_folder
 
     folder = load_folder(source, loaded.transform, limit or None, classes=loaded.class_index or loaded.classes)
     for line in folder.report():
         print(line, file=sys.stderr)
-    return folder.images, folder.labels
+    return folder.images, folder.labels, len(folder.skipped)
 
 
 def pick_device(name: str) -> torch.device:

@@ -57,7 +57,10 @@ def demo(
         torch.set_num_threads(threads)
     started = perf_counter()
     loaded = load_model("fashion")
-    runs = check_runs(loaded.model, [(m, SCHEDULE) for m in split_methods(["all"] if methods is None else methods)])
+    names = split_methods(["all"] if methods is None else methods)
+    # The pattern has a schedule of its own by default; here it keeps as many tokens as the others.
+    names = ["fixed(contiguous=False)" if name == "fixed" else name for name in names]
+    runs = check_runs(loaded.model, [(m, SCHEDULE) for m in names])
     data = fashion(limit or _affordable(loaded, len(runs)))
     out.mkdir(parents=True, exist_ok=True)
     print(f"{len(data)} images of Fashion-MNIST, the same number of each class; {len(runs)} methods at {SCHEDULE}\n")
@@ -114,7 +117,8 @@ def _pictures(loaded: LoadedModel, data: Labelled, rows: list[Row], seed: int, o
             traces.append((f"{row.method} (untrained)" if row in untrained else row.method, trace))
     if not traces:
         return {"plot": paths["plot"]}
-    height, width = loaded.model.patch_embed.grid_size  # pyright: ignore
+    model: Any = loaded.model
+    height, width = model.patch_embed.grid_size
     contact_sheet(pixels, traces, (height, width), size=168).save(paths["methods"])
     stage_sheet(pixels[0], traces, (height, width), size=168).save(paths["stages"])
     return paths

@@ -92,10 +92,10 @@ def page(rows: Sequence[Row], schedule: str, images: int, environment: Mapping[s
 
 
 _LEGEND = (
-    "After the last stage. <b>Pruning</b>: dropped patches fade to white; what stays is outlined. <b>Fusing</b> (EViT): patches "
-    "that share the fused token are tinted. <b>Merging</b>: every token is filled with the mean colour of its patches and "
-    "outlined; patches that are still on their own keep the image. Soft merging is drawn by the token that takes most of each patch, so "
-    "that few tokens may seem to take everything."
+    "After the last stage. <b>Pruning</b>: dropped patches fade to white; what stays is outlined. <b>Fusing</b> (EViT):"
+    " patches that share the fused token are tinted. <b>Merging</b>: every token is filled with the mean colour of its "
+    "patches and outlined; patches that are still on their own keep the image. Soft merging is drawn by the token that "
+    "takes most of each patch, so that few tokens may seem to take everything."
 )
 
 
@@ -138,8 +138,9 @@ def _table(rows: Sequence[Row]) -> str:
     if untrained:
         lines.append(
             _group(
-                "Untrained: these methods score, weigh or mix tokens with parameters of their own, which start at random and have "
-                "to be trained. Their work and time are right; their accuracy says nothing about the method."
+                "Untrained: these methods score, weigh or mix tokens with parameters of their own, which start at "
+                "random and have to be trained. Their work and time are right; their accuracy says nothing about the "
+                "method."
             )
         )
         lines += [_line(row, "") for row in untrained]
@@ -150,10 +151,11 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _reading() -> str:
     return (
-        '<p class="soft small">GFLOPs are 1e9 multiply-adds per image, the method\'s own work included. FLOPs: how many times '
-        "fewer. Measured: how many times faster than the dense model on this machine, timed in turns with it; small models on a CPU "
-        "gain less than large ones on a GPU. Papers train or fine-tune with the reduction in place, which helps pruning most; this "
-        "table shows what the methods do to a model that was never prepared for them.</p>"
+        '<p class="soft small">GFLOPs are 1e9 multiply-adds per image, the method\'s own work included. FLOPs: how many '
+        "times fewer. Measured: how many times faster than the dense model on this machine, timed in turns with it; "
+        "small models on a CPU gain less than large ones on a GPU. Papers train or fine-tune with the reduction in "
+        "place, which helps pruning most; this table shows what the methods do to a model that was never prepared for "
+        "them.</p>"
     )
 
 

@@ -220,6 +220,9 @@ class Reduction(nn.Module):
         keep = self.plan(state.patches).get(layer)
         if keep is not None and self.site == "before":
             x, state = self._step(layer, keep, x, state, state.attention)
+            if layer and not torch.is_grad_enabled():
+                # Queries, keys and values of the block before have done their work; a recomputation would need them again.
+                self._memory.states[layer - 1] = replace(self._memory.states[layer - 1], attention=None)
         reading = self.reads_attention and self._reads_at(layer, state.patches)
         halves = patch.halves if keep is not None and self.site == "inside" else None
         bias = key_bias(state.size if self.proportional else None, state.valid)

@@ -1,7 +1,7 @@
 """Images of a user: one file, a folder, class sub-folders, or a ``labels.csv`` with files or an ``images.tar``.
 
-Exit codes of commands that read images: 0 when all files were fine, also when some were skipped (they are listed and counted);
-1 when files were skipped under ``--strict``; 2 when nothing could be used, or the call was wrong.
+Commands that read images end with 0 also when some files were skipped (they are listed and counted), and with 2 when nothing
+could be used or the call was wrong.
 """
 
 from __future__ import annotations

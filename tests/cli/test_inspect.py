@@ -1,0 +1,48 @@
+"""``vitrim inspect`` from the outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitrim.cli.app import main
+from vitrim.data.embedded import fashion
+
+
+@pytest.fixture
+def bag(tmp_path: Path) -> Path:
+    data = fashion(10)
+    Image.fromarray(data.pixels[data.labels.tolist().index(8)]).save(tmp_path / "bag.png")
+    return tmp_path / "bag.png"
+
+
+def test_tables_and_pictures(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["inspect", str(bag), "--reduce", "tome", "--reduce", "atc(linkage=complete)", "--out", str(out)]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "atc(linkage=complete)" in text
+    assert "bag " in text
+    assert len(list(out.glob("bag-*.png"))) == 2
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"text", "no image"), (b"", "empty file")])
+def test_files_that_are_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, reason: str) -> None:
+    (tmp_path / "x.jpg").write_bytes(content)
+    assert main(["inspect", str(tmp_path / "x.jpg"), "--out", str(tmp_path)]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_wrong_words(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for extra, message in (
+        (["--reduce", "tomee"], "did you mean 'tome'"),
+        (["--model", "nosuch"], "unknown model"),
+        (["--weights", str(bag)], "no readable safetensors"),
+        (["--schedule", "keep(rate=0.5, at=[40])"], "block 40 does not exist"),
+    ):
+        assert main(["inspect", str(bag), *extra, "--out", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "nothing.png")]) == 2
+    assert "does not exist" in capsys.readouterr().err
