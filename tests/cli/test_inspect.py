@@ -32,7 +32,9 @@ def test_tables_and_pictures(bag: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_files_that_are_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, reason: str) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     assert main(["inspect", str(tmp_path / "x.jpg"), "--out", str(tmp_path)]) == 2
-    assert reason in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert reason in told
+    assert "x.jpg" in told
 
 
 def test_wrong_words(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +43,7 @@ def test_wrong_words(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--model", "nosuch"], "unknown model"),
         (["--weights", str(bag)], "no readable safetensors"),
         (["--schedule", "keep(rate=0.5, at=[40])"], "block 40 does not exist"),
+        (["--model", "timm/resnet18", "--random-weights"], "ResNet is no model that vitrim knows"),
     ):
         assert main(["inspect", str(bag), *extra, "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err

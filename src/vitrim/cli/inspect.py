@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import torch
 from cyclopts import Parameter
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrim.analysis.draw import draw_reduction
 from vitrim.core.attach import reduced
+from vitrim.core.backbone import find_backbone
 from vitrim.core.registry import spec
 from vitrim.core.trace import Trace
 from vitrim.data.images import open_image
@@ -72,7 +73,10 @@ def inspect(
         top: predictions to print.
         out: folder for the pictures.
     """
-    picture = open_image(image)
+    try:
+        picture = open_image(image)
+    except ValueError as error:
+        raise ValueError(f"image: '{image}': {error}; give a JPEG, PNG or WebP file") from error
     loaded = load_model(model, weights, random_weights=random_weights)
     x = loaded.transform(picture).unsqueeze(0)
     dense = _look(loaded, x, None, schedule)
@@ -170,11 +174,15 @@ def _table_of_predictions(seen: list[Seen], loaded: LoadedModel, top: int) -> st
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _grid(model: Any) -> tuple[int, int]:
-    height, width = model.patch_embed.grid_size
-    return height, width
+def _grid(model: nn.Module) -> tuple[int, int]:
+    grid = find_backbone(model).layout(model).grid
+    if grid is None:
+        raise ValueError(
+            f"the patch grid of {type(model).__name__} is not known, so there is nothing to draw on; try another model"
+        )
+    return grid
 
 
-def _patches(model: Any) -> int:
+def _patches(model: nn.Module) -> int:
     height, width = _grid(model)
     return height * width

@@ -129,7 +129,7 @@ def _convert_first(path: Path) -> str:
     return (
         f"weights: '{path}' is a pickled checkpoint, which can run code when it is opened; vitrim reads safetensors only. "
         "Convert it once, where you trust it:\n"
-        f'  state = torch.load("{path.name}", map_location="cpu", weights_only=True); state = state.get("model", state)\n'
+        f'  state = torch.load("{path.name}", map_location="cpu", weights_only=True); state = state.get("model", state);\n'
         f'  safetensors.torch.save_file({{k: v.clone().contiguous() for k, v in state.items()}}, "{target}")'
     )
 

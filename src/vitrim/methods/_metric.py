@@ -7,13 +7,6 @@ from torch import Tensor
 from vitrim.core.tokens import Tokens
 
 
-def check_metric(metric: str) -> str:
-    """Validate a ``metric`` setting."""
-    if metric not in ("keys", "tokens"):
-        raise ValueError(f"metric must be keys or tokens; got {metric!r}")
-    return metric
-
-
 def metric_of(t: Tokens, metric: str) -> Tensor:
     """``(B, n, d)`` features of all tokens: the keys averaged over heads, or the tokens themselves."""
     return t.attention.mean_key() if metric == "keys" else t.x

@@ -9,8 +9,8 @@ from vitrim.core.registry import METHODS
 from vitrim.core.schedule import R, Schedule
 from vitrim.core.tokens import Tokens
 from vitrim.kernels.agglomerative import LINKAGES, agglomerate, cosine_distance
-from vitrim.methods._metric import check_metric, metric_of
-from vitrim.methods.ats import check_compat
+from vitrim.methods._metric import metric_of
+from vitrim.methods._settings import check_compat, check_metric
 
 
 @METHODS.register("atc")

@@ -10,6 +10,8 @@ from vitrim.core.registry import METHODS
 from vitrim.core.schedule import Schedule
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
+from vitrim.methods._plans import every_location
+from vitrim.methods._settings import check_compat
 
 
 @METHODS.register("ats")
@@ -34,12 +36,7 @@ class ATS(Reducer):
         self.compat = check_compat(compat)
 
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        # Sampling drops duplicates even where the schedule keeps all, so that every location stays.
-        counts: dict[int, int] = {}
-        left = patches
-        for block, target in schedule.targets(patches, depth).items():
-            counts[block] = left = max(min(target, left), 1)
-        return counts
+        return every_location(schedule, patches, depth)
 
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
         n = t.x.shape[1] - t.prefix
@@ -80,10 +77,3 @@ def sample(score: Tensor, samples: int, valid: Tensor | None = None, exact: bool
     else:
         distance = torch.cdist(steps.view(1, -1, 1).expand(len(level), -1, 1), level.unsqueeze(-1))
     return distance.argmin(dim=2)
-
-
-def check_compat(compat: str) -> str:
-    """Validate a ``compat`` setting."""
-    if compat not in ("paper", "official"):
-        raise ValueError(f"compat must be paper or official; got {compat!r}")
-    return compat

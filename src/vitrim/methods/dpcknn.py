@@ -11,7 +11,7 @@ from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.kernels.density import density_peaks
 from vitrim.methods._init import init_linear
-from vitrim.methods.ats import check_compat
+from vitrim.methods._settings import check_compat
 
 
 @METHODS.register("dpcknn")

@@ -12,6 +12,7 @@ from vitrim.core.schedule import Schedule
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.methods._init import init_linear
+from vitrim.methods._plans import every_location
 
 
 @METHODS.register("dynamicvit")
@@ -40,12 +41,7 @@ class DynamicViT(Reducer):
         init_linear(self)
 
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        # Every location has a predictor, also one that keeps all tokens.
-        counts: dict[int, int] = {}
-        left = patches
-        for block, target in schedule.targets(patches, depth).items():
-            counts[block] = left = max(min(target, left), 1)
-        return counts
+        return every_location(schedule, patches, depth)
 
     def predict(self, patches: Tensor, policy: Tensor) -> Tensor:
         """Log-probabilities ``(B, n, 2)`` of keep and drop, for tokens ``(B, n, C)`` of which ``policy (B, n)`` are still in."""

@@ -9,7 +9,7 @@ from vitrim.core.registry import METHODS
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.kernels.density import farthest_first, k_medoids, pairwise
-from vitrim.methods.ats import check_compat
+from vitrim.methods._settings import check_compat
 
 
 @METHODS.register("kmedoids")

@@ -10,7 +10,7 @@ from vitrim.core.registry import METHODS
 from vitrim.core.schedule import Schedule
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
-from vitrim.methods._soft import plan_all
+from vitrim.methods._plans import as_asked
 
 
 @METHODS.register("patchmerger")
@@ -27,7 +27,7 @@ class PatchMerger(Reducer):
         self.norm = nn.LayerNorm(dim)
 
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        return plan_all(schedule, patches, depth)
+        return as_asked(schedule, patches, depth)
 
     def value(self, patches: Tensor) -> Tensor:
         return self.norm(patches)

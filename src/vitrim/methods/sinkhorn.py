@@ -13,8 +13,8 @@ from vitrim.core.registry import METHODS
 from vitrim.core.schedule import Schedule
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
-from vitrim.methods._soft import plan_all
-from vitrim.methods.ats import check_compat
+from vitrim.methods._plans import as_asked
+from vitrim.methods._settings import check_compat
 
 
 @METHODS.register("sinkhorn")
@@ -45,7 +45,7 @@ class Sinkhorn(Reducer):
         self.v = nn.Parameter(torch.randn(keep, dim))
 
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        return plan_all(schedule, patches, depth)
+        return as_asked(schedule, patches, depth)
 
     def value(self, patches: Tensor) -> Tensor:
         return F.normalize(patches, dim=-1)

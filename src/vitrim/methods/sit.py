@@ -11,7 +11,7 @@ from vitrim.core.schedule import Schedule
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.methods._init import init_linear
-from vitrim.methods._soft import plan_all
+from vitrim.methods._plans import as_asked
 
 
 @METHODS.register("sit")
@@ -29,7 +29,7 @@ class SiT(Reducer):
         init_linear(self)
 
     def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        return plan_all(schedule, patches, depth)
+        return as_asked(schedule, patches, depth)
 
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
         share = (self.scale * self.weight(t.patches)).softmax(dim=1)

@@ -10,7 +10,8 @@ from vitrim.core.schedule import Schedule
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.kernels.matching import bipartite
-from vitrim.methods._metric import check_metric, metric_of
+from vitrim.methods._metric import metric_of
+from vitrim.methods._settings import check_metric
 
 
 @METHODS.register("tome")
