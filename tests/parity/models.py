@@ -103,9 +103,15 @@ def build(case: dict[str, Any]) -> tuple[VisionTransformer, Any]:
     """The reduced model with the parameters of the case, and its reduction (None when dense)."""
     config = case["config"]
     model = VisionTransformer(
-        img_size=224, patch_size=16, embed_dim=config.get("embed_dim", 48), depth=config.get("depth", 12),
-        num_heads=config.get("num_heads", 3), num_classes=10,
-    )  # fmt: skip
+        img_size=config.get("img_size", 224),
+        patch_size=config.get("patch_size", 16),
+        embed_dim=config.get("embed_dim", 48),
+        depth=config.get("depth", 12),
+        num_heads=config.get("num_heads", 3),
+        mlp_ratio=config.get("mlp_ratio", 4),
+        qkv_bias=config.get("qkv_bias", True),
+        num_classes=config.get("num_classes", 10),
+    )
     given = golden.weights(case)
     model.load_state_dict({k: v for k, v in given.items() if k in model.state_dict()}, strict=True)
     model.eval()
