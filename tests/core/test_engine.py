@@ -263,3 +263,45 @@ def test_around_starts_from_all_tokens_at_every_block(model: Any, x: Tensor, sch
         assert step.map.n == 37
         assert step.map.m == reduction.plan(36)[block] + 1
     assert len(reduction.trace) >= 2
+
+
+def test_checkpointing_refuses_a_pass_that_is_not_the_last(model: Any, x: Tensor) -> None:
+    """Two passes, then one backward: recomputed blocks would read the sizes of the other images."""
+    model.train()
+    model.set_grad_checkpointing()
+    vitrim.reduce(model, "tome", SCHEDULE)
+    first, _ = model(x), model(x.flip(0))
+    with pytest.raises(RuntimeError, match="run backward before the next forward pass"):
+        first.sum().backward()
+
+
+def test_checkpointing_of_several_blocks_at_once(model: Any, x: Tensor) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    model.train()
+    vitrim.reduce(model, "tome", SCHEDULE)
+    tokens = model._pos_embed(model.patch_embed(x))
+    plain = torch.autograd.grad(model.blocks(tokens).sum(), model.blocks[0].attn.qkv.weight)[0]
+    tokens = model._pos_embed(model.patch_embed(x))
+    saved = torch.autograd.grad(checkpoint(model.blocks, tokens, use_reentrant=False).sum(), model.blocks[0].attn.qkv.weight)[0]
+    torch.testing.assert_close(plain, saved)
+
+
+def test_parameters_for_another_number_of_patches_are_refused() -> None:
+    model = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3, dynamic_img_size=True
+    ).eval()
+    vitrim.reduce(model, "sit", "keep(rate=0.5, at=[1])")
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+    with pytest.raises(ValueError, match="inputs of 16 patches; this one has 36"):
+        model(torch.randn(1, 3, 48, 48))
+
+
+def test_a_reducer_without_a_name(model: Any, x: Tensor) -> None:
+    class Longest(Scorer):
+        def score(self, t: Tokens) -> Tensor:
+            return t.patches.norm(dim=-1)
+
+    reduction = vitrim.reduce(model, Longest(), SCHEDULE)
+    assert model(x).shape == (2, 5)
+    assert "Longest" in repr(reduction)

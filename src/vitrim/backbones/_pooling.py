@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.core.patch import Patch
-from vitrim.core.reduction import Reduction, State
+from vitrim.core.reduction import Reduction
+from vitrim.core.state import State
 from vitrim.core.tap import Tap, key_bias
 
 

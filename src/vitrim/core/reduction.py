@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,50 +16,11 @@ from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import SpecError, spec
 from vitrim.core.schedule import Counts, R, Schedule
 from vitrim.core.sites import inner_module, resolve_site
+from vitrim.core.state import Memory, State
 from vitrim.core.tap import Tap, key_bias
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Attention, Tokens
 from vitrim.core.trace import Step, Trace
-
-
-@dataclass(frozen=True)
-class State:
-    """The tokens between two blocks.
-
-    Attributes:
-        n: sequence length.
-        patches: patch tokens of the input.
-        size: ``(B, n)``, or None while nothing has been reduced.
-        valid: ``(B, n)`` bool, or None when there is no padding.
-        policy: ``(B, n)`` keep decisions of mask-based training, or None.
-        maps: maps of the stages so far.
-        positions: ``(B, n)`` original token that each token represents; only for models that use positions in blocks.
-        attention: attention of the block just left, when the next stage reads it.
-    """
-
-    n: int
-    patches: int
-    size: Tensor | None = None
-    valid: Tensor | None = None
-    policy: Tensor | None = None
-    maps: tuple[TokenMap, ...] = ()
-    positions: Tensor | None = None
-    attention: Attention | None = None
-
-
-@dataclass
-class _Memory:
-    """What blocks leave for each other, keyed by layer and overwritten.
-
-    Keyed, because gradient checkpointing runs blocks twice and backwards; overwritten, because people call
-    ``forward_features`` or single blocks, so that no model hook could reset it. A plain object, because attributes of
-    a module that change in ``forward`` confuse ``torch.export``.
-    """
-
-    states: dict[int, State] = field(default_factory=dict)
-    steps: dict[int, Step] = field(default_factory=dict)
-    plans: dict[int, dict[int, int]] = field(default_factory=dict)
-    patches: int = 0
 
 
 class Reduction(nn.Module):
@@ -87,7 +48,7 @@ class Reduction(nn.Module):
         self.method = spec(reducer)
         self._reducer = [reducer.fresh()]  # for planning; in a list, so that it is no sub-module
         self.site, inner = resolve_site(site or reducer.site, backbone, blocks)
-        self._memory = _Memory()
+        self._memory = Memory()
         nominal = self.layout.grid[0] * self.layout.grid[1] if self.layout.grid else None
         plan = self._make_plan(reducer, nominal or 196)
         if nominal:
@@ -137,6 +98,9 @@ class Reduction(nn.Module):
     def plan(self, patches: int) -> dict[int, int]:
         """Patch tokens after each reducing block for an input of ``patches``; an upper bound for ragged methods."""
         if patches not in self._memory.plans:
+            if "patch count" in self._reducer[0].needs:
+                built = next(iter(self._memory.plans), None)
+                raise ValueError(f"{self.method} has parameters for inputs of {built} patches; this one has {patches}")
             self._memory.plans[patches] = self._make_plan(self._reducer[0], patches)
         return self._memory.plans[patches]
 
@@ -261,6 +225,8 @@ class Reduction(nn.Module):
         return (lifted, *out[1:]) if isinstance(out, tuple) else lifted
 
     def _enter(self, layer: int, x: Tensor) -> State:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._memory.guard(layer, x)
         if layer == 0:
             self._memory.patches = x.shape[1] - self.layout.prefix
             return State(x.shape[1], x.shape[1] - self.layout.prefix)

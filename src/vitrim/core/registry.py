@@ -164,7 +164,8 @@ def spec(obj: Any) -> str:
         value = getattr(obj, key)
         if not _same(value, parameter.default):
             shown[key] = value
-    return _format(type(obj).spec_name, [], shown)
+    # The name of its own class: an unregistered child of a registered class goes by its class name.
+    return _format(vars(type(obj)).get("spec_name", type(obj).__name__), [], shown)
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -1,0 +1,73 @@
+"""What the blocks of a reduced model leave for each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vitrim.core.tokenmap import TokenMap
+from vitrim.core.tokens import Attention
+from vitrim.core.trace import Step
+
+
+@dataclass(frozen=True)
+class State:
+    """The tokens between two blocks.
+
+    Attributes:
+        n: sequence length.
+        patches: patch tokens of the input.
+        size: ``(B, n)``, or None while nothing has been reduced.
+        valid: ``(B, n)`` bool, or None when there is no padding.
+        policy: ``(B, n)`` keep decisions of mask-based training, or None.
+        maps: maps of the stages so far.
+        positions: ``(B, n)`` original token that each token represents; only for models that use positions in blocks.
+        attention: attention of the block just left, when the next stage reads it.
+    """
+
+    n: int
+    patches: int
+    size: Tensor | None = None
+    valid: Tensor | None = None
+    policy: Tensor | None = None
+    maps: tuple[TokenMap, ...] = ()
+    positions: Tensor | None = None
+    attention: Attention | None = None
+
+
+@dataclass
+class Memory:
+    """What blocks leave for each other, keyed by layer and overwritten.
+
+    Keyed, because gradient checkpointing runs blocks twice and backwards; overwritten, because people call
+    ``forward_features`` or single blocks, so that no model hook could reset it. A plain object, because attributes of
+    a module that change in ``forward`` confuse ``torch.export``.
+    """
+
+    states: dict[int, State] = field(default_factory=dict)
+    steps: dict[int, Step] = field(default_factory=dict)
+    plans: dict[int, dict[int, int]] = field(default_factory=dict)
+    patches: int = 0
+    inputs: dict[int, int] = field(default_factory=dict)
+    last: int = -1
+
+    def guard(self, layer: int, x: Tensor) -> None:
+        """Refuse a recomputation whose forward pass is no longer the last one.
+
+        Gradient checkpointing hands a block the very tensor of its forward pass. Another tensor, at a block whose
+        predecessor was not recomputed just before, means that a later pass has overwritten what the blocks left.
+
+        Raises:
+            RuntimeError: in that case; the gradients would be silently wrong.
+        """
+        recomputing = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage] - there is no public way to ask
+        if not recomputing:
+            self.inputs[layer] = x.data_ptr()
+        elif self.last != layer - 1 and self.inputs.get(layer) != x.data_ptr():
+            raise RuntimeError(
+                f"block {layer} is recomputed for a forward pass that is not the last one; with gradient checkpointing, run "
+                "backward before the next forward pass, or give all images to one pass"
+            )
+        self.last = layer if recomputing else -1
