@@ -123,3 +123,21 @@ def test_uniform_repeats_itself_in_evaluation_only() -> None:
 def test_no_attention_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match="site='inside'"):
         _ = tokens().attention
+
+
+def test_a_position_bias_follows_the_tokens_also_when_their_number_stays() -> None:
+    """Soft methods may leave as many tokens as there were, at other places."""
+    q, k, v = qkv()
+    table = torch.randn(1, 3, 11, 11, generator=torch.Generator().manual_seed(3))
+    places = torch.stack([torch.randperm(11, generator=torch.Generator().manual_seed(s)) for s in (4, 5)])
+    with Tap([], 11, positions=places):
+        out = F.scaled_dot_product_attention(q, k, v, table)
+    for b, place in enumerate(places):
+        wanted = F.scaled_dot_product_attention(q[b], k[b], v[b], table[0][:, place][:, :, place])
+        torch.testing.assert_close(out[b], wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_a_mask_of_the_whole_sequence_is_refused() -> None:
+    q, k, v = qkv()
+    with Tap([], 11), pytest.raises(RuntimeError, match="masks 20 keys, but 11 tokens are left"):
+        F.scaled_dot_product_attention(q, k, v, torch.zeros(1, 1, 11, 20))

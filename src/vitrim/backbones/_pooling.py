@@ -103,7 +103,7 @@ class IntermediatesPatch(HeadPatch):
             x, indices=indices, return_prefix_tokens=return_prefix_tokens, norm=norm, stop_early=stop_early,
             output_fmt="NLC", intermediates_only=intermediates_only, **kwargs,
         )  # fmt: skip
-        layers = _taken(self.reduction.depth, indices)
+        layers = taken(self.reduction.depth, indices)
         grid = self.module.patch_embed.dynamic_feat_size(x.shape[-2:]) if output_fmt == "NCHW" else None  # pyright: ignore
         if isinstance(out, dict):
             pairs = zip(out["image_intermediates"], layers, strict=True)
@@ -123,7 +123,7 @@ class IntermediatesPatch(HeadPatch):
         return y if grid is None else y.transpose(1, 2).reshape(y.shape[0], -1, *grid).contiguous()
 
 
-def _taken(depth: int, indices: int | Sequence[int] | None) -> list[int]:
+def taken(depth: int, indices: int | Sequence[int] | None) -> list[int]:
     """The blocks whose features are taken, as timm reads ``indices``."""
     if indices is None:
         return list(range(depth))

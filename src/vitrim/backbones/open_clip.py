@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrim.backbones._pooling import AttentionPoolPatch, HeadPatch, IntermediatesPatch, family_of, weighted_mean
-from vitrim.backbones._pooling import _taken as taken  # pyright: ignore[reportPrivateUsage]
+from vitrim.backbones._pooling import AttentionPoolPatch, HeadPatch, IntermediatesPatch, family_of, taken, weighted_mean
 from vitrim.core.backbone import Backbone, Halves, Layout
 from vitrim.core.patch import Patch
 from vitrim.core.reduction import Reduction

@@ -73,6 +73,8 @@ def inspect(
         top: predictions to print.
         out: folder for the pictures.
     """
+    if top < 1:
+        raise ValueError(f"--top is a number of predictions, 1 or more; got {top}")
     try:
         picture = open_image(image)
     except ValueError as error:

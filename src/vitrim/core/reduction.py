@@ -74,6 +74,7 @@ class Reduction(nn.Module):
         if reference is not None:
             self.stages.to(device=reference.device, dtype=reference.dtype)
         self.train(model.training)
+        self._positional = any(backbone.positional(block) for block in blocks)
         self._patches: list[Patch] = []
         if self.site == "around":
             for layer in layers:
@@ -267,18 +268,14 @@ class Reduction(nn.Module):
         maps = (*state.maps, answer.detach())
         step = Step(maps[-1], maps[-1].mass(size))
         self._memory.steps[layer] = step
-        positions = None
-        if self.backbone_positional:
+        positions = state.positions
+        # A selection of all tokens leaves them where they are; anything else may have moved them, also at equal number.
+        if self._positional and not (answer.source is not None and answer.m == state.n):
             index = answer.representative()
             positions = index if state.positions is None else state.positions.gather(1, index)
         return y, replace(
             state, n=answer.m, size=step.size, valid=answer.valid, maps=maps, positions=positions, attention=None, policy=None
         )
-
-    @property
-    def backbone_positional(self) -> bool:
-        """Whether any block of the model is told positions."""
-        return any(isinstance(p, BlockPatch) and p.positional for p in self._patches)
 
 
 class BlockPatch(Patch):

@@ -76,7 +76,8 @@ class Tap(TorchFunctionMode):
             return policy_attention(query, key, value, self.policy, factor, mask)
         if attn_mask is None and self.bias is not None and _prefers_no_mask(query):
             query, key, value = append_bias_channel(query, key, value, self.bias, factor)
-            out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=factor)
+            options["scale"] = factor
+            out = F.scaled_dot_product_attention(query, key, value, **options)
             return out[..., :-8]
         return F.scaled_dot_product_attention(query, key, value, mask, **options)
 
@@ -85,10 +86,13 @@ class Tap(TorchFunctionMode):
         mask = attn_mask
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
-        if mask is not None and mask.shape[-1] != self.length:
-            if self.positions is None:
-                raise RuntimeError(f"attention mask of {mask.shape[-1]} keys for {self.length} tokens")
+        if mask is not None and self.positions is not None:
             mask = _take_positions(mask, self.positions)
+        if mask is not None and mask.shape[-1] not in (1, self.length):
+            raise RuntimeError(
+                f"the block masks {mask.shape[-1]} keys, but {self.length} tokens are left; masks of the whole sequence cannot "
+                "be followed here, so call the model without one"
+            )
         if self.bias is None:
             return mask
         bias = self.bias.to(dtype)[:, None, None, :]
@@ -99,8 +103,8 @@ def _take_positions(mask: Tensor, index: Tensor) -> Tensor:
     """Rows and columns ``index (B, n)`` of a position bias ``(1 or B, heads, N, N)``, or of one without the first axes."""
     batch, n = index.shape
     mask = mask.view(*[1] * (4 - mask.dim()), *mask.shape)
-    mask = mask.expand(batch, *mask.shape[1:])
     heads, full = mask.shape[1], mask.shape[-1]
+    mask = mask.expand(batch, heads, full, full)
     rows = mask.gather(2, index[:, None, :, None].expand(batch, heads, n, full))
     return rows.gather(3, index[:, None, None, :].expand(batch, heads, n, n))
 
