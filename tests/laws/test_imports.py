@@ -34,7 +34,7 @@ LAST = {"training", "experiments", "cli"}
 # Third-party libraries by package; anything else must be a file's own subject.
 THIRD: dict[str, set[str]] = {
     "core": {"torch"},
-    "kernels": {"torch", "numpy", "scipy", "triton"},
+    "kernels": {"torch", "numpy", "numba", "triton"},
     "methods": {"torch", "numpy"},
     "backbones": {"torch"},
 }

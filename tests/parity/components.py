@@ -16,7 +16,7 @@ from tests.parity.models import Outcome
 from vitrim.core.schedule import R
 from vitrim.core.tap import policy_attention
 from vitrim.core.tokenmap import TokenMap
-from vitrim.kernels.agglomerative import agglomerate, cosine_distance
+from vitrim.kernels.clustering import agglomerative, cosine_distance
 from vitrim.kernels.density import density_peaks, farthest_first, k_medoids, pairwise
 from vitrim.kernels.matching import bipartite, every_kth, random_split
 from vitrim.methods.ats import sample
@@ -70,7 +70,7 @@ def clustering(case: dict[str, Any], a: Arrays, out: Outcome) -> None:
     for name, wanted in a.items():
         if name.startswith("labels/"):
             _, linkage, k = name.split("/")
-            _partitions(out, name, agglomerate(distance, int(k[1:]), linkage), wanted)
+            _partitions(out, name, agglomerative(distance, int(k[1:]), linkage=linkage, metric="precomputed"), wanted)
 
 
 @check("agglomerative_merge_cls")
@@ -79,7 +79,7 @@ def clustering_and_merging(case: dict[str, Any], a: Arrays, out: Outcome) -> Non
     distance = cosine_distance(_tensor(a["metric"]))[:, 1:, 1:]
     x, size = _tensor(a["x_img0"])[None], _tensor(a["size_in"])
     for linkage in ("single", "complete", "average"):
-        group = agglomerate(distance, k, linkage)
+        group = agglomerative(distance, k, linkage=linkage, metric="precomputed")
         tokens = TokenMap.merge(group, k).with_prefix(1)
         _partitions(out, f"labels/{linkage}", tokens.assignment(), a[f"labels/{linkage}"])
         first = TokenMap.merge(group[:1], k).with_prefix(1)
@@ -100,7 +100,7 @@ def clustering_and_lifting(case: dict[str, Any], a: Arrays, out: Outcome) -> Non
     x = _tensor(a["x"])
     k = x.shape[1] - case["config"]["r"]
     for linkage in ("single", "complete", "average"):
-        tokens = TokenMap.merge(agglomerate(cosine_distance(x), k, linkage), k)
+        tokens = TokenMap.merge(agglomerative(x, k, linkage=linkage), k)
         members = tokens.mass(torch.ones(x.shape[:2]))
         # The official mean counts the zero it starts from as a member; ours is a mean.
         official = tokens.pool(x) * (members / (members + 1)).unsqueeze(-1)

@@ -8,7 +8,7 @@ from vitrim.core.reducer import Clusterer
 from vitrim.core.registry import METHODS
 from vitrim.core.schedule import R, Schedule
 from vitrim.core.tokens import Tokens
-from vitrim.kernels.agglomerative import LINKAGES, agglomerate, cosine_distance
+from vitrim.kernels.clustering import LINKAGES, agglomerative
 from vitrim.methods._metric import metric_of
 from vitrim.methods._settings import check_compat, check_metric
 
@@ -67,4 +67,4 @@ class ATC(Clusterer):
         return metric_of(t, self.metric)[:, t.prefix :]
 
     def assign(self, features: Tensor, k: int) -> Tensor:
-        return agglomerate(cosine_distance(features), k, self.linkage)
+        return agglomerative(features, k, linkage=self.linkage)
