@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitrim.core.patch import Patch
 from vitrim.core.reduction import Reduction
 from vitrim.core.state import State
-from vitrim.core.tap import Tap, key_bias
+from vitrim.core.tap import Tap
 
 
 def family_of(module: nn.Module, library: str) -> set[str]:
@@ -57,8 +57,7 @@ class HeadPatch(Patch):
         state = self.reduction.final
         if state is None:
             return None
-        bias = key_bias(state.size if self.reduction.proportional else None, state.valid)
-        return None if bias is None else bias[:, self.prefix :]
+        return None if state.bias is None else state.bias[:, self.prefix :]
 
 
 class AttentionPoolPatch(HeadPatch):

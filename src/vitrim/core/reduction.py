@@ -56,6 +56,8 @@ class Reduction(nn.Module):
         layers = sorted(set(plan) | set(schedule.targets(nominal or 196, self.depth)))
         self.layers = layers
         self._index = {layer: i for i, layer in enumerate(layers)}
+        self._memory.states.update(dict.fromkeys(range(self.depth)))
+        self._memory.steps.update(dict.fromkeys(layers))
         if self.site == "before" and reducer.reads_attention and 0 in self._index:
             raise SpecError(f"{self.method} reads the attention of the block before; block 0 has none: start at block 1")
         if self.site == "around" and reducer.reads_attention:
@@ -94,7 +96,7 @@ class Reduction(nn.Module):
     def trace(self) -> Trace:
         """The maps of the last forward pass, by block."""
         plan = self.plan(self._memory.patches) if self._memory.patches else {}
-        return Trace({k: v for k, v in self._memory.steps.items() if k in plan}, self.layout.prefix)
+        return Trace({k: v for k, v in self._memory.steps.items() if v is not None and k in plan}, self.layout.prefix)
 
     def plan(self, patches: int) -> dict[int, int]:
         """Patch tokens after each reducing block for an input of ``patches``; an upper bound for ragged methods."""
@@ -184,13 +186,14 @@ class Reduction(nn.Module):
         state = self._enter(layer, x)
         keep = self.plan(state.patches).get(layer)
         if keep is not None and self.site == "before":
+            entered = state
             x, state = self._step(layer, keep, x, state, state.attention)
             if layer and not torch.is_grad_enabled():
                 # Queries, keys and values of the block before have done their work; a recomputation would need them again.
-                self._memory.states[layer - 1] = replace(self._memory.states[layer - 1], attention=None)
+                self._memory.states[layer - 1] = replace(entered, attention=None)
         reading = self.reads_attention and self._reads_at(layer, state.patches)
         halves = patch.halves if keep is not None and self.site == "inside" else None
-        bias = key_bias(state.size if self.proportional else None, state.valid)
+        bias = state.bias
         positions = state.positions if patch.positional else None
         if positions is not None:
             args, kwargs = self.backbone.move_positions(args, kwargs, positions[:, self.layout.prefix :] - self.layout.prefix)
@@ -273,9 +276,8 @@ class Reduction(nn.Module):
         if self._positional and not (answer.source is not None and answer.m == state.n):
             index = answer.representative()
             positions = index if state.positions is None else state.positions.gather(1, index)
-        return y, replace(
-            state, n=answer.m, size=step.size, valid=answer.valid, maps=maps, positions=positions, attention=None, policy=None
-        )
+        bias = key_bias(step.size if self.proportional else None, answer.valid)
+        return y, State(answer.m, state.patches, step.size, answer.valid, bias, maps=maps, positions=positions)
 
 
 class BlockPatch(Patch):

@@ -21,6 +21,7 @@ class State:
         patches: patch tokens of the input.
         size: ``(B, n)``, or None while nothing has been reduced.
         valid: ``(B, n)`` bool, or None when there is no padding.
+        bias: ``(B, n)`` what later blocks add to the logits of each key, or None.
         policy: ``(B, n)`` keep decisions of mask-based training, or None.
         maps: maps of the stages so far.
         positions: ``(B, n)`` original token that each token represents; only for models that use positions in blocks.
@@ -31,6 +32,7 @@ class State:
     patches: int
     size: Tensor | None = None
     valid: Tensor | None = None
+    bias: Tensor | None = None
     policy: Tensor | None = None
     maps: tuple[TokenMap, ...] = ()
     positions: Tensor | None = None
@@ -43,11 +45,12 @@ class Memory:
 
     Keyed, because gradient checkpointing runs blocks twice and backwards; overwritten, because people call
     ``forward_features`` or single blocks, so that no model hook could reset it. A plain object, because attributes of
-    a module that change in ``forward`` confuse ``torch.export``.
+    a module that change in ``forward`` confuse ``torch.export``. Every key is there from the start, with None: for a
+    dictionary that is empty only before the first pass, ``torch.compile`` would compile a second time.
     """
 
-    states: dict[int, State] = field(default_factory=dict)
-    steps: dict[int, Step] = field(default_factory=dict)
+    states: dict[int, State | None] = field(default_factory=dict)
+    steps: dict[int, Step | None] = field(default_factory=dict)
     plans: dict[int, dict[int, int]] = field(default_factory=dict)
     patches: int = 0
     inputs: dict[int, int] = field(default_factory=dict)

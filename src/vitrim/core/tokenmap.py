@@ -156,13 +156,18 @@ class TokenMap:
             return self.weight.to(x.dtype) @ x
         # Sums of half-precision tokens lose digits: accumulate in float32 at least, return the dtype of x.
         exact = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        slots = self._slots()
         if self.weight is not None:
-            return self._segment_sum(exact * self.weight.to(exact.dtype).unsqueeze(-1)).to(x.dtype)
-        weight = exact.new_ones(self.batch, self.n) if mass is None else mass.to(exact.dtype)
-        total = self._segment_sum(weight.unsqueeze(-1))
+            return self._segment_sum(exact * self.weight.to(exact.dtype).unsqueeze(-1), slots).to(x.dtype)
+        if mass is None:
+            total = self._segment_sum(exact.new_ones(self.batch, self.n, 1), slots)
+        else:
+            mass = mass.to(exact.dtype).unsqueeze(-1)
+            total = self._segment_sum(mass, slots)
+            exact = exact * mass
         # A group without sources (padding, an empty cluster) has total 0 and stays the zero vector.
-        total = torch.where(total == 0, torch.ones_like(total), total)
-        return (self._segment_sum(exact * weight.unsqueeze(-1)) / total).to(x.dtype)
+        total = torch.where(total == 0, 1.0, total)
+        return (self._segment_sum(exact, slots) / total).to(x.dtype)
 
     def mass(self, size: Tensor) -> Tensor:
         """Sizes of the new tokens: ``(B, n) -> (B, m)``, the number of patches that each stands for.
@@ -275,15 +280,18 @@ class TokenMap:
         # A pruning map is a mean over single sources, a medoid map is not; only the merge form is safe to claim.
         return self.group is not None and self.weight is None and self.source is None
 
-    def _segment_sum(self, x: Tensor) -> Tensor:
-        """Sum ``x (B, n, C)`` over the sources of each group; dropped sources fall into a last slot that is cut off."""
+    def _slots(self) -> Tensor:
+        """``(B * n,)``: for each source its row in a table of m + 1 rows an image; dropped sources share the last one."""
         assert self.group is not None
-        slots = self.m + 1
-        home = torch.where(self.group < 0, self.m, self.group)
-        flat = home + torch.arange(self.batch, device=x.device).unsqueeze(1) * slots
-        out = x.new_zeros(self.batch * slots, x.shape[-1])
-        out = out.index_add(0, flat.reshape(-1), x.reshape(-1, x.shape[-1]))
-        return out.view(self.batch, slots, x.shape[-1])[:, : self.m]
+        home = self.group % (self.m + 1)  # -1 becomes m
+        start = torch.arange(0, self.batch * (self.m + 1), self.m + 1, device=home.device)
+        return (home + start.unsqueeze(1)).flatten()
+
+    def _segment_sum(self, x: Tensor, slots: Tensor | None = None) -> Tensor:
+        """Sum ``x (B, n, C)`` over the sources of each group."""
+        out = x.new_zeros(self.batch * (self.m + 1), x.shape[-1])
+        out.index_add_(0, self._slots() if slots is None else slots, x.reshape(-1, x.shape[-1]))
+        return out.view(self.batch, self.m + 1, x.shape[-1])[:, : self.m]
 
     def _reduce_members(self, x: Tensor, reduce: str) -> Tensor:
         if self.group is None or reduce not in ("sum", "amax"):

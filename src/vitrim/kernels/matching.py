@@ -37,26 +37,26 @@ def bipartite(metric: Tensor, r: int, prefix: int = 0) -> Tensor:
     even_prefix, odd_prefix = math.ceil(prefix / 2), prefix // 2
     rows = unit(metric)
     scores = rows[:, ::2] @ rows[:, 1::2].transpose(1, 2)
-    scores[:, :even_prefix] = -math.inf
-    scores[:, :, :odd_prefix] = -math.inf
-    best, target = scores.max(dim=-1)
-    order = best.argsort(dim=-1, descending=True, stable=True)
-    moved, stay = order[:, :r], order[:, r:]
     if prefix:
-        stay = stay.sort(dim=-1).values[:, even_prefix:]
+        scores[:, :even_prefix] = -math.inf
+        scores[:, :, :odd_prefix] = -math.inf
+    best, target = scores.max(dim=-1)
     evens, odds = scores.shape[1], scores.shape[2]
-    free = evens - even_prefix - r
-    group = torch.empty(batch, n, dtype=torch.int64, device=metric.device)
-    even = (2 * torch.arange(even_prefix, device=metric.device)).expand(batch, -1)
-    even = torch.cat([even, even.new_zeros(batch, evens - even_prefix)], dim=1)
-    ranks = torch.arange(prefix, prefix + free, device=metric.device).expand(batch, -1)
-    even = even.scatter(1, stay, ranks)
-    odd = torch.arange(odds, device=metric.device) - odd_prefix + prefix + free
-    odd = torch.cat([2 * torch.arange(odd_prefix, device=metric.device) + 1, odd[odd_prefix:]]).expand(batch, -1)
-    even = even.scatter(1, moved, odd.gather(1, target.gather(1, moved)))
-    group[:, ::2] = even
-    group[:, 1::2] = odd
-    return group
+    order = best.argsort(dim=-1, descending=True, stable=True)
+    place = torch.empty_like(order).scatter(1, order, torch.arange(evens, device=metric.device).expand_as(order))
+    moved = place < r
+    # In the new order, the odd token o comes after all evens that stay.
+    odd = torch.arange(evens - r, evens - r + odds, device=metric.device)
+    if prefix:
+        stay = (~moved).cumsum(dim=1) + (odd_prefix - 1)
+        stay[:, :even_prefix] = torch.arange(0, prefix, 2, device=metric.device)
+        odd[:odd_prefix] = torch.arange(0, odd_prefix, device=metric.device) * 2 + 1
+    else:
+        stay = place - r
+    even = torch.where(moved, target + (evens - r), stay)
+    # Even and odd positions take turns; of an odd number of tokens the last one is even.
+    pairs = torch.stack([even[:, :odds], odd.expand(batch, -1)], dim=2).flatten(1)
+    return pairs if evens == odds else torch.cat([pairs, even[:, odds:]], dim=1)
 
 
 def every_kth(metric: Tensor, k: int) -> Tensor:
