@@ -26,6 +26,7 @@ MAY: dict[str, set[str]] = {
     "recognition": {"core", "methods", "kernels", "backbones"},
     "data": {"core"},
     "tasks": {"core", "methods", "kernels", "backbones"},
+    "export": {"core", "methods", "kernels", "backbones"},
     "measure": {"core", "methods", "kernels", "backbones", "data"},
     "analysis": {"core", "methods", "kernels", "backbones", "data"},
 }
