@@ -17,7 +17,7 @@ from vitrim.core.schedule import R
 from vitrim.core.tap import policy_attention
 from vitrim.core.tokenmap import TokenMap
 from vitrim.kernels.clustering import agglomerative, cosine_distance
-from vitrim.kernels.density import density_peaks, farthest_first, k_medoids, pairwise
+from vitrim.kernels.density import Distances, density_peaks, farthest_first, k_medoids
 from vitrim.kernels.matching import bipartite, every_kth, random_split
 from vitrim.methods.ats import sample
 from vitrim.methods.dynamicvit import DynamicViT
@@ -140,14 +140,14 @@ def density_clustering(case: dict[str, Any], a: Arrays, out: Outcome) -> None:
 @check("kmedoids_")
 def medoids(case: dict[str, Any], a: Arrays, out: Outcome) -> None:
     x, k = _tensor(a["x"]), case["config"]["cluster_num"]
-    distance = pairwise(x)
+    distances = Distances(x)
     if "token_weight" in a:
         weight = _tensor(a["token_weight"])
         start = weight.topk(k, dim=1).indices
     else:
         weight = torch.ones(x.shape[:2])
-        start = farthest_first(distance, k, torch.full((len(x),), case["config"]["start_token"]))
-    centres, group = k_medoids(distance, start, weight, case["config"]["iterations"])
+        start = farthest_first(distances, k, torch.full((len(x),), case["config"]["start_token"]))
+    centres, group = k_medoids(distances, start, weight, case["config"]["iterations"])
     out.decision("center_idx", bool((centres.numpy() == a["center_idx"]).all()))
     out.decision("assignment", bool((group.numpy() == a["assignment"]).all()))
     out.number("centers", TokenMap.select(centres, x.shape[1], group=group).pool(x), a["centers"], 1e-6)

@@ -18,14 +18,15 @@ class TokenMap:
       sources, weighted by the masses given to :meth:`pool`; with ``weight (B, n)`` it is ``sum_i weight_i x_i``.
     * **select** (``group`` and ``source``): new token ``j`` *is* source token ``source[j]``. ``group`` then only says
       which sources the token stands for: itself alone (pruning) or a whole cluster (medoids).
-    * **soft** (``weight (B, m, n)``, no ``group``): a dense matrix.
+    * **soft** (``weight``, no ``group``): a dense matrix, ``(B, m, n)``; with a ``head``, of the tokens after the head alone.
 
     Attributes:
         group: ``(B, n)`` int64 in ``[-1, m)``; -1 marks a dropped source. None when soft.
         m: number of tokens after the map.
-        weight: ``(B, n)`` for a weighted merge, ``(B, m, n)`` when soft.
+        weight: ``(B, n)`` for a weighted merge, ``(B, m - head, n - head)`` when soft.
         valid: ``(B, m)`` bool; False marks padding of a ragged result. None when every token is real.
         source: ``(B, m)`` int64, the source token that each new token is a copy of.
+        head: soft maps only: leading tokens that stay untouched, so that no larger matrix is built around the weights.
     """
 
     group: Tensor | None
@@ -33,6 +34,7 @@ class TokenMap:
     weight: Tensor | None = None
     valid: Tensor | None = None
     source: Tensor | None = None
+    head: int = 0
 
     # -- construction ---------------------------------------------------------------------------------------------
 
@@ -68,37 +70,33 @@ class TokenMap:
         """The same map for a sequence that starts with ``count`` tokens which stay untouched."""
         if count == 0:
             return self
+        if self.group is None:
+            return replace(self, m=self.m + count, valid=self._with_valid(count), head=self.head + count)
         head = torch.arange(count, device=self.device).expand(self.batch, count)
-        group = source = weight = valid = None
-        if self.group is not None:
-            shifted = torch.where(self.group < 0, self.group, self.group + count)
-            group = torch.cat([head, shifted], dim=1)
+        group = torch.cat([head, torch.where(self.group < 0, self.group, self.group + count)], dim=1)
+        source = weight = None
         if self.source is not None:
             source = torch.cat([head, self.source + count], dim=1)
-        if self.weight is not None and self.group is not None:
+        if self.weight is not None:
             weight = torch.cat([torch.ones_like(head, dtype=self.weight.dtype), self.weight], dim=1)
-        elif self.weight is not None:
-            eye = torch.eye(count, dtype=self.weight.dtype, device=self.device).expand(self.batch, count, count)
-            top = torch.cat([eye, self.weight.new_zeros(self.batch, count, self.n)], dim=2)
-            low = torch.cat([self.weight.new_zeros(self.batch, self.m, count), self.weight], dim=2)
-            weight = torch.cat([top, low], dim=1)
-        if self.valid is not None:
-            valid = torch.cat([torch.ones_like(head, dtype=torch.bool), self.valid], dim=1)
-        return TokenMap(group, self.m + count, weight, valid, source)
+        return TokenMap(group, self.m + count, weight, self._with_valid(count), source)
+
+    def _with_valid(self, count: int) -> Tensor | None:
+        return None if self.valid is None else torch.cat([self.valid.new_ones(self.batch, count), self.valid], dim=1)
 
     def without_prefix(self, count: int) -> TokenMap:
         """Undo :meth:`with_prefix`: the map among the tokens after the first ``count``."""
         if count == 0:
             return self
-        group = source = weight = None
-        if self.group is not None:
-            part = self.group[:, count:]
-            group = torch.where(part < count, -1, part - count)
-        if self.source is not None:
-            source = (self.source[:, count:] - count).clamp_min(0)
-        if self.weight is not None:
-            weight = self.weight[:, count:] if self.group is not None else self.weight[:, count:, count:]
         valid = None if self.valid is None else self.valid[:, count:]
+        if self.group is None:
+            if self.head >= count:
+                return replace(self, m=self.m - count, valid=valid, head=self.head - count)
+            return TokenMap(None, self.m - count, self.dense()[:, count:, count:], valid)
+        part = self.group[:, count:]
+        group = torch.where(part < count, -1, part - count)
+        source = None if self.source is None else (self.source[:, count:] - count).clamp_min(0)
+        weight = None if self.weight is None else self.weight[:, count:]
         return TokenMap(group, self.m - count, weight, valid, source)
 
     # -- shape ----------------------------------------------------------------------------------------------------
@@ -118,7 +116,7 @@ class TokenMap:
     @property
     def n(self) -> int:
         """Number of source tokens."""
-        return self._some.shape[-1]
+        return self._some.shape[-1] + self.head
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +151,8 @@ class TokenMap:
             return x.gather(1, self.source.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         if self.group is None:
             assert self.weight is not None
-            return self.weight.to(x.dtype) @ x
+            pooled = self.weight.to(x.dtype) @ x[:, self.head :]
+            return torch.cat([x[:, : self.head], pooled], dim=1) if self.head else pooled
         # Sums of half-precision tokens lose digits: accumulate in float32 at least, return the dtype of x.
         exact = x if x.dtype in (torch.float32, torch.float64) else x.float()
         slots = self._slots()
@@ -177,12 +176,17 @@ class TokenMap:
         """
         if self.group is not None:
             return self._segment_sum(size.unsqueeze(-1)).squeeze(-1)
-        return (self._shares().to(size.dtype) @ size.unsqueeze(-1)).squeeze(-1)
+        assert self.weight is not None
+        share = size[:, self.head :].unsqueeze(-1) / self._column_sums().to(size.dtype)
+        shared = (self.weight.to(size.dtype) @ share).squeeze(-1)
+        return torch.cat([size[:, : self.head], shared], dim=1) if self.head else shared
 
     def lift(self, y: Tensor, fill: Tensor | None = None) -> Tensor:
         """Un-merge ``(B, m, C) -> (B, n, C)``: every source gets its token back; dropped ones come from ``fill`` or 0."""
         if self.group is None:
-            return self._shares().to(y.dtype).transpose(1, 2) @ y
+            assert self.weight is not None
+            lifted = self.weight.to(y.dtype).transpose(1, 2) @ y[:, self.head :] / self._column_sums().to(y.dtype)
+            return torch.cat([y[:, : self.head], lifted], dim=1) if self.head else lifted
         back = y.gather(1, self.group.clamp_min(0).unsqueeze(-1).expand(-1, -1, y.shape[-1]))
         dropped = (self.group < 0).unsqueeze(-1)
         return torch.where(dropped, torch.zeros_like(back) if fill is None else fill.to(back.dtype), back)
@@ -219,7 +223,11 @@ class TokenMap:
         """The matrix ``(B, m, n)`` of the map, for unit masses or the given ``mass (B, n)`` of the sources."""
         if self.group is None:
             assert self.weight is not None
-            return self.weight
+            if not self.head:
+                return self.weight
+            eye = torch.eye(self.head, dtype=self.weight.dtype, device=self.device).expand(self.batch, -1, -1)
+            whole = torch.nn.functional.pad(self.weight, (self.head, 0))
+            return torch.cat([torch.nn.functional.pad(eye, (0, self.n - self.head)), whole], dim=1)
         columns = torch.arange(self.m, device=self.device).view(1, -1, 1)
         if self.source is not None:
             sources = torch.arange(self.n, device=self.device)
@@ -254,8 +262,7 @@ class TokenMap:
         """``(B, n)`` int64: the token of each source; the heaviest one when soft, -1 when dropped."""
         if self.group is not None:
             return self.group
-        assert self.weight is not None
-        return self.weight.argmax(dim=1)
+        return self._heaviest(dim=1)
 
     def representative(self) -> Tensor:
         """``(B, m)`` int64: one source per token (its copy, the first of its group, or the heaviest when soft).
@@ -265,8 +272,7 @@ class TokenMap:
         if self.source is not None:
             return self.source
         if self.group is None:
-            assert self.weight is not None
-            return self.weight.argmax(dim=2)
+            return self._heaviest(dim=2)
         index = torch.arange(self.n, device=self.device).expand(self.batch, self.n)
         first = torch.full((self.batch, self.m + 1), self.n, dtype=torch.int64, device=self.device)
         home = torch.where(self.group < 0, self.m, self.group)
@@ -302,8 +308,14 @@ class TokenMap:
         out = x.new_zeros(self.batch, self.m + 1, x.shape[-1])
         return out.scatter_reduce(1, home, x, reduce="amax", include_self=False)[:, : self.m]
 
-    def _shares(self) -> Tensor:
-        """Soft weights with columns that sum to one: how each source is shared out among the new tokens."""
+    def _heaviest(self, dim: int) -> Tensor:
+        """Along ``dim`` of the dense matrix, the place with the largest weight."""
         assert self.weight is not None
-        total = self.weight.sum(dim=1, keepdim=True)
-        return self.weight / torch.where(total == 0, torch.ones_like(total), total)
+        head = torch.arange(self.head, device=self.device).expand(self.batch, -1)
+        return torch.cat([head, self.weight.argmax(dim=dim) + self.head], dim=1)
+
+    def _column_sums(self) -> Tensor:
+        """``(B, n - head, 1)``: what a source gives away in all; a soft map shares it out in proportion."""
+        assert self.weight is not None
+        total = self.weight.sum(dim=1).unsqueeze(-1)
+        return torch.where(total == 0, 1.0, total)

@@ -44,12 +44,14 @@ class Attention:
         """``(B, heads, n)``: how token ``i`` spreads its attention. O(n) time and memory."""
         return self._rows(i, i + 1).squeeze(2)
 
-    def received(self, chunk: int = 256) -> Tensor:
-        """``(B, heads, n)``: attention that each token gets, summed over the queries, ``chunk`` queries at a time.
+    def received(self) -> Tensor:
+        """``(B, heads, n)``: attention that each token gets, summed over the queries.
 
-        Padding asks nothing: its rows are left out, or the sum would depend on the longest image of the batch.
+        Some queries at a time, at most 256 and a million weights an image: a row of weights is needed as long as it is
+        added up. Padding asks nothing: its rows are left out, or the sum would depend on the longest image of the batch.
         """
-        n = self.queries.shape[2]
+        heads, n = self.queries.shape[1:3]
+        chunk = max(16, min(256, 2**20 // (heads * n)))
         total = self._asked(0, min(chunk, n))
         for start in range(chunk, n, chunk):
             total = total + self._asked(start, min(start + chunk, n))

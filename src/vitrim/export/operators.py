@@ -52,6 +52,6 @@ def _scalar(value: Any, dtype: int = -1, **_: Any) -> Any:
 
 
 def _searchsorted(ordered: Any, values: Any, **_: Any) -> Any:
-    """How many of ``ordered (n,)`` lie below each of ``values (m,)``."""
-    below = op.Less(op.Unsqueeze(ordered, op.Constant(value_ints=[0])), op.Unsqueeze(values, op.Constant(value_ints=[1])))
-    return op.ReduceSum(op.Cast(below, to=_INT64), op.Constant(value_ints=[1]), keepdims=0)
+    """How many of ``ordered (..., n)`` lie below each of ``values (..., m)``."""
+    below = op.Less(op.Unsqueeze(ordered, op.Constant(value_ints=[-2])), op.Unsqueeze(values, op.Constant(value_ints=[-1])))
+    return op.ReduceSum(op.Cast(below, to=_INT64), op.Constant(value_ints=[-1]), keepdims=0)

@@ -66,14 +66,23 @@ def sample(score: Tensor, samples: int, valid: Tensor | None = None, exact: bool
     """
     share = score.float() / (score.float().sum(dim=1, keepdim=True) + 1e-6)
     level = share.cumsum(dim=1)
+    if level.is_cuda:
+        level = level.cummax(dim=1).values  # parallel sums may fall by a last bit
     if valid is not None:
         level = level + 0.1 * ~valid
     half = 1.0 / (2 * samples)
     steps = torch.arange(half, (2 * samples - 1) * half, 2 * half, dtype=torch.float32, device=score.device)
     if steps.numel() == 0:
         steps = torch.full((1,), 0.5, device=score.device)
-    if exact:
-        distance = (steps.view(1, -1, 1) - level.unsqueeze(1)).abs()
-    else:
-        distance = torch.cdist(steps.view(1, -1, 1).expand(len(level), -1, 1), level.unsqueeze(-1))
-    return distance.argmin(dim=2)
+    if not exact:
+        return torch.cdist(steps.view(1, -1, 1).expand(len(level), -1, 1), level.unsqueeze(-1)).argmin(dim=2)
+    return _nearest(level, steps.expand(level.shape[0], -1).contiguous())
+
+
+def _nearest(level: Tensor, steps: Tensor) -> Tensor:
+    """For each of ``steps (B, K)`` the first index of its nearest value in ``level (B, n)``, whose rows ascend."""
+    above = torch.searchsorted(level, steps).clamp_max(level.shape[1] - 1)
+    # Of equal levels the first one, as everywhere.
+    below = torch.searchsorted(level, level.gather(1, (above - 1).clamp_min(0)))
+    nearer = (steps - level.gather(1, below)).abs() <= (steps - level.gather(1, above)).abs()
+    return torch.where(nearer, below, above)

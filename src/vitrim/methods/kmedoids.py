@@ -8,7 +8,7 @@ from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import METHODS
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
-from vitrim.kernels.density import farthest_first, k_medoids, pairwise
+from vitrim.kernels.density import Distances, farthest_first, k_medoids
 from vitrim.methods._settings import check_compat
 
 
@@ -44,14 +44,14 @@ class KMedoids(Reducer):
         x = t.patches
         batch, n, _ = x.shape
         with torch.no_grad():
-            distance = pairwise(x)
+            distances = Distances(x)
             if self.equal_weight:
-                weight = distance.new_ones(batch, n)
-                centres = farthest_first(distance, keep, self._start(t, n).expand(batch))
+                weight = torch.ones(batch, n, device=x.device)
+                centres = farthest_first(distances, keep, self._start(t, n).expand(batch))
             else:
-                weight = t.attention.received().sum(dim=1)[:, t.prefix :].to(distance.dtype)
+                weight = t.attention.received().sum(dim=1)[:, t.prefix :].float()
                 centres = weight.topk(keep, dim=1).indices
-            centres, group = k_medoids(distance, centres, weight, self.iterations)
+            centres, group = k_medoids(distances, centres, weight, self.iterations)
         return TokenMap.select(centres, n, group=group).with_prefix(t.prefix)
 
     def _start(self, t: Tokens, n: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from vitrim.core.schedule import Schedule
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.methods._plans import as_asked
+from vitrim.methods._softmax import softmax
 
 
 @METHODS.register("patchmerger")
@@ -34,4 +35,4 @@ class PatchMerger(Reducer):
 
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
         logits = self.queries @ self.norm(t.patches).transpose(1, 2)
-        return TokenMap.soft(logits.softmax(dim=-1)).with_prefix(t.prefix)
+        return TokenMap.soft(softmax(logits, dim=-1)).with_prefix(t.prefix)

@@ -58,15 +58,33 @@ class Sinkhorn(Reducer):
         else:
             centres = F.normalize(self.v, dim=-1)
         similarity = centres @ self.value(t.patches).transpose(1, 2)
-        exact = similarity if similarity.dtype == torch.float64 else similarity.float()
-        return TokenMap.soft(transport(exact, self.eps, self.iterations)).with_prefix(t.prefix)
+        return TokenMap.soft(transport(similarity, self.eps, self.iterations)).with_prefix(t.prefix)
 
 
 def transport(similarity: Tensor, eps: float, iterations: int) -> Tensor:
-    """Sinkhorn iterations in log space on ``similarity (B, K, n)``; columns of the result sum to one."""
+    """Sinkhorn iterations on ``similarity (B, K, n)``, cosines in [-1, 1], in float32 at least; columns sum to one.
+
+    The published code iterates in log space. Cosines allow the plain form, two products with a vector an iteration, as
+    long as ``exp(1 / eps)`` is a number that single precision handles with ease.
+    """
     k, n = similarity.shape[-2:]
-    z = similarity / eps
-    marginal = -math.log(k + n)
+    exact = similarity if similarity.dtype == torch.float64 else similarity.float()
+    if eps < 0.05:
+        return _transport_of_logs(exact / eps, iterations)
+    kernel = (exact / eps).exp_()
+    share = 1.0 / (k + n)
+    across = torch.ones_like(kernel[:, :1])
+    down = torch.ones_like(kernel[:, :, :1])
+    for _ in range(iterations):
+        down = share / (kernel @ across.transpose(1, 2))
+        across = share / (down.transpose(1, 2) @ kernel)
+    down = down / share
+    # The matrix is the largest tensor around: no second and third one where none is kept for gradients.
+    return kernel * down * across if torch.is_grad_enabled() else kernel.mul_(down).mul_(across)
+
+
+def _transport_of_logs(z: Tensor, iterations: int) -> Tensor:
+    marginal = -math.log(sum(z.shape[-2:]))
     b = torch.zeros_like(z[:, :1])
     a = torch.zeros_like(z[:, :, :1])
     for _ in range(iterations):

@@ -12,6 +12,7 @@ from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.methods._init import init_linear
 from vitrim.methods._plans import as_asked
+from vitrim.methods._softmax import softmax
 
 
 @METHODS.register("sit")
@@ -32,5 +33,5 @@ class SiT(Reducer):
         return as_asked(schedule, patches, depth)
 
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
-        share = (self.scale * self.weight(t.patches)).softmax(dim=1)
+        share = softmax(self.scale * self.weight(t.patches), dim=1)
         return TokenMap.soft(share.transpose(1, 2)).with_prefix(t.prefix)
