@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,15 +47,29 @@ class Attention:
     def received(self) -> Tensor:
         """``(B, heads, n)``: attention that each token gets, summed over the queries.
 
-        Some queries at a time, at most 256 and a million weights an image: a row of weights is needed as long as it is
-        added up. Padding asks nothing: its rows are left out, or the sum would depend on the longest image of the batch.
+        The weights of some queries at a time are computed and added up, a million of them (which a cache holds) rather than
+        all. Padding asks nothing: its rows are left out, or the sum would depend on the longest image of the batch.
         """
         heads, n = self.queries.shape[1:3]
-        chunk = max(16, min(256, 2**20 // (heads * n)))
+        some = 2**20
+        if self.queries.is_cpu and not torch.compiler.is_compiling() and heads * n * n < some:
+            # A few images at a time, with all their queries. Traced programs have one size for any batch.
+            images = some // (heads * n * n)
+            return torch.cat([part._asked(0, n) for part in self._split(images)])
+        chunk = max(16, min(256, some // (heads * n)))
         total = self._asked(0, min(chunk, n))
         for start in range(chunk, n, chunk):
             total = total + self._asked(start, min(start + chunk, n))
         return total
+
+    def _split(self, images: int) -> Iterator[Attention]:
+        """The same for ``images`` of the batch at a time."""
+        batch = len(self.queries)
+        for start in range(0, batch, images):
+            part = slice(start, start + images)
+            bias = self.bias if self.bias is None or len(self.bias) == 1 else self.bias[part]
+            valid = None if self.valid is None else self.valid[part]
+            yield Attention(self.queries[part], self.keys[part], self.values[part], self.scale, bias, valid)
 
     def weights(self) -> Tensor:
         """``(B, heads, n, n)``: the whole attention matrix. O(n^2); prefer :meth:`from_token` or :meth:`received`."""
