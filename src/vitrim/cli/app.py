@@ -18,14 +18,19 @@ VERBS = {
     "methods": "List the token reduction methods, or explain one.",
     "inspect": "Show what reductions do to one image: tokens, GFLOPs, predictions, pictures.",
     "bench": "Measure accuracy, FLOPs and time of methods against the dense model.",
+    "schedule": "Find the token counts per block that lose least at a share of the dense model's time or FLOPs.",
+    "export": "Write a reduced model to an ONNX file or a PyTorch program, check it and time it.",
 }
+
+# Verbs with verbs of their own are applications.
+APPS = {"bench": "vitrim.cli.benches:benches"}
 
 
 def build_app() -> App:
     """The application; verbs are named by import path, so that ``--help`` and ``--version`` do not load PyTorch."""
     app = App(name="vitrim", help=vitrim.__doc__, version=vitrim.__version__, help_format="plaintext")
     for verb, summary in VERBS.items():
-        app.command(f"vitrim.cli.{verb}:{verb}", name=verb, help=summary)
+        app.command(APPS.get(verb, f"vitrim.cli.{verb}:{verb}"), name=verb, help=summary)
     return app
 
 
