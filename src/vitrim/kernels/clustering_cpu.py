@@ -35,7 +35,7 @@ def cluster(x: Tensor, k: int, linkage: str, cosine: bool) -> Tensor:
     labels = np.empty((batch, n), np.int64)
     threads = 1 if batch * n * n < _SMALL else min(torch.get_num_threads(), batch)
     # Short turns from one queue: a core that is busy with something else gets fewer of them.
-    step = max(1, batch // (8 * threads)) if threads > 1 else max(1, batch)
+    step = max(1, batch // (32 * threads)) if threads > 1 else max(1, batch)
     turns = iter(range(0, batch, step))
 
     def work() -> None:

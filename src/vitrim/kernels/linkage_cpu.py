@@ -59,13 +59,21 @@ def _smallest(row, mask):
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _first_smallest(row, mask):
-    """Smallest entry that is not masked, and its first position. Two passes, each on vector units."""
-    smallest = _smallest(row, mask)
-    first = len(row)
+def _smallest(row, mask):
+    """Smallest entry that is not masked."""
+    smallest = DEAD
     for j in range(len(row)):
-        first = min(first, j if max(row[j], mask[j]) == smallest else DEAD)
-    return smallest, first
+        smallest = min(smallest, max(row[j], mask[j]))
+    return smallest
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _place(row, mask, value):
+    """First position of a value that is not masked. This and the search for the value each run on vector units."""
+    first = DEAD
+    for j in range(len(row)):
+        first = min(first, j if max(row[j], mask[j]) == value else DEAD)
+    return first
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "nsz"})
@@ -73,52 +81,43 @@ def _nearest_neighbours(matrix, keys, n, k, linkage, low, mask, parent, size, se
     """Merge the closest pair ``n - k`` times: smallest distance, then lowest row, then lowest column.
 
     A merge changes one row and one column. Columns are strided, hence slow, so they wait: ``merged`` lists the clusters
-    whose columns are out of date, ``seen`` how far along that list each row is. A row catches up when it is looked at,
-    all rows together when the list is full.
+    whose columns are out of date, ``seen`` how far along that list each row is. A row catches up when it is looked at.
     """
     for i in range(n):
         low[i] = _smallest(keys[i, i + 1 : n], mask[i + 1 : n])
         size[i] = 1
         seen[i] = 0
-    most = max(8, n // 16)
-    waiting = 0
-    left = n
-    while left > k:
+    done = 0
+    while done < n - k:
         # The dead have a bound that is never the lowest: no mask is needed, and a row is as good as any.
-        bound, i = _first_smallest(low, low)
+        bound = _smallest(low, low)
+        i = _place(low, low, bound)
         row = keys[i]
-        _catch_up(keys, i, merged, seen, waiting)
-        value, j = _first_smallest(row[i + 1 : n], mask[i + 1 : n])
+        _catch_up(keys, i, merged, seen, done)
+        value = _smallest(row[i + 1 : n], mask[i + 1 : n])
         if value > bound:
             # The neighbour of this row was merged away; its bound is exact again now.
             low[i] = value
             continue
-        j += i + 1
-        _catch_up(keys, j, merged, seen, waiting)
+        j = i + 1 + _place(row[i + 1 : n], mask[i + 1 : n], value)
+        _catch_up(keys, j, merged, seen, done)
         _combine(matrix, keys, n, i, j, linkage, size)
         mask[j] = low[j] = DEAD
         parent[j] = i
-        merged[waiting] = i
-        waiting += 1
-        seen[i] = waiting
-        if waiting in (most, n):
-            for a in range(n):
-                if mask[a] != DEAD:
-                    _catch_up(keys, a, merged, seen, waiting)
-                seen[a] = 0
-            waiting = 0
+        merged[done] = i
+        done += 1
+        seen[i] = done
         for a in range(i):
             low[a] = min(low[a], max(row[a], mask[a]))
         low[i] = _smallest(row[i + 1 : n], mask[i + 1 : n])
-        left -= 1
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _catch_up(keys, a, merged, seen, waiting):
+def _catch_up(keys, a, merged, seen, done):
     """Fetch what row ``a`` has missed from the rows of the clusters that were merged since it was last looked at."""
-    for e in range(seen[a], waiting):
+    for e in range(seen[a], done):
         keys[a, merged[e]] = keys[merged[e], a]
-    seen[a] = waiting
+    seen[a] = done
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "nsz"})
@@ -148,7 +147,8 @@ def _spanning_tree(keys, n, k, weight, mask, parent, near, end, best):
         near[j] = 0
     mask[0] = DEAD
     for edge in range(n - 1):
-        value, u = _first_smallest(best, mask)
+        value = _smallest(best, mask)
+        u = _place(best, mask, value)
         weight[edge], end[edge] = value, u
         mask[u] = DEAD
         row = keys[u]
@@ -206,7 +206,7 @@ def _cosine_distances(x, unit, tile, matrix):
     """
     n = len(x)
     zero, one, infinity = x.dtype.type(0), x.dtype.type(1), x.dtype.type(np.inf)
-    _normalise(x, unit)
+    _normalise(x, unit, tile[0])
     rows, columns = tile.shape
     for top in range(0, n, rows):
         bottom = min(top + rows, n)
@@ -237,15 +237,20 @@ def _cosine_distances(x, unit, tile, matrix):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
-def _normalise(x, unit):
-    for a in range(len(x)):
-        row = x[a]
-        square = x.dtype.type(0)
-        for t in range(len(row)):
-            square += row[t] * row[t]
-        factor = x.dtype.type(1) / max(x.dtype.type(np.sqrt(square)), x.dtype.type(1e-12))
-        for t in range(len(row)):
-            unit[t, a] = row[t] * factor
+def _normalise(x, unit, factor):
+    """Unit vectors as columns, 128 at a time: written in order, read from the first cache."""
+    for start in range(0, len(x), 128):
+        part = x[start : start + 128]
+        for a in range(len(part)):
+            row = part[a]
+            square = x.dtype.type(0)
+            for t in range(len(row)):
+                square += row[t] * row[t]
+            factor[a] = x.dtype.type(1) / max(x.dtype.type(np.sqrt(square)), x.dtype.type(1e-12))
+        for t in range(x.shape[1]):
+            line = unit[t, start:]
+            for a in range(len(part)):
+                line[a] = part[a, t] * factor[a]
 
 
 @njit(nogil=True, cache=True)
