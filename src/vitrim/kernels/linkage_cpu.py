@@ -52,14 +52,6 @@ def cluster_images(data, labels, k, linkage, cosine, unit, tile, matrix, keys, r
 
 @njit(nogil=True, cache=True, inline="always")
 def _smallest(row, mask):
-    smallest = DEAD
-    for j in range(len(row)):
-        smallest = min(smallest, max(row[j], mask[j]))
-    return smallest
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _smallest(row, mask):
     """Smallest entry that is not masked."""
     smallest = DEAD
     for j in range(len(row)):
