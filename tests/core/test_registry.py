@@ -24,6 +24,14 @@ from vitrim.core.registry import METHODS, SCHEDULES, Registry, parse_spec, setti
         ("a(b=[1, 2.5, word], c=(3,))", "a", [], {"b": [1, 2.5, "word"], "c": [3]}),
         ("a(b=1e-6, c=-.5, d=[[1], []])", "a", [], {"b": 1e-6, "c": -0.5, "d": [[1], []]}),
         ("a(b={'x': 1})", "a", [], {"b": {"x": 1}}),
+        (
+            "a(b=data/cub-200, c=train.csv, d=[../x, ., ~/y])",
+            "a",
+            [],
+            {"b": "data/cub-200", "c": "train.csv", "d": ["../x", ".", "~/y"]},
+        ),
+        ("a(b=/data/x, c=1.5e3, d=https://x.org/y)", "a", [], {"b": "/data/x", "c": 1500.0, "d": "https://x.org/y"}),
+        ("a(b='x=a/b, c', c=\"q/w, z\")", "a", [], {"b": "x=a/b, c", "c": "q/w, z"}),
     ],
 )
 def test_grammar(text: str, name: str, args: list[Any], settings: dict[str, Any]) -> None:
@@ -39,6 +47,8 @@ def test_what_is_no_spec(text: str) -> None:
 def test_values_are_never_run() -> None:
     with pytest.raises(SpecError, match=r"open\('x'\) is no number, word or list"):
         parse_spec("a(b=open('x'))")
+    with pytest.raises(SpecError, match=r"1 / 2 is no number, word or list"):
+        parse_spec("a(b=1/2)")
     with pytest.raises(SpecError, match=r"\*\* is not allowed in a spec"):
         parse_spec("a(**b)")
 

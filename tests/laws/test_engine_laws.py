@@ -12,7 +12,7 @@ from laws import METHODS, SCHEDULE, every_family, every_method, every_pair, pair
 from torch import Tensor
 
 import vitrim
-from vitrim.core.schedule import Schedule
+from vitrim.core.schedule import Course
 
 
 @every_pair
@@ -36,8 +36,8 @@ class KeepAll(vitrim.Scorer):
     spec_name = "keep_all"
     needs = ("attention",)
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        return schedule.targets(patches, depth)
+    def plan(self, course: Course) -> dict[int, int]:
+        return dict(course)
 
     def score(self, t: vitrim.Tokens) -> Tensor:
         return t.class_attention().mean(dim=1)[:, t.prefix :]

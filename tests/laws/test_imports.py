@@ -21,11 +21,13 @@ MAY: dict[str, set[str]] = {
     "kernels": {"core"},
     "methods": {"core", "kernels"},
     "backbones": {"core"},
-    "caching": {"core", "methods", "kernels", "backbones"},
+    "caching": {"core"},
+    "heads": {"core"},
     "tuning": {"core", "methods", "kernels", "backbones"},
     "recognition": {"core", "methods", "kernels", "backbones"},
     "data": {"core"},
-    "tasks": {"core", "methods", "kernels", "backbones"},
+    "datasets": {"core", "data"},
+    "tasks": {"core"},
     "export": {"core", "methods", "kernels", "backbones"},
     "measure": {"core", "methods", "kernels", "backbones", "data"},
     "analysis": {"core", "methods", "kernels", "backbones", "data"},
@@ -38,6 +40,9 @@ THIRD: dict[str, set[str]] = {
     "kernels": {"torch", "numpy", "numba", "triton"},
     "methods": {"torch", "numpy"},
     "backbones": {"torch"},
+    "caching": {"torch"},
+    "heads": {"torch"},
+    "tasks": {"torch"},
 }
 
 

@@ -8,6 +8,7 @@ from timm.models import VisionTransformer
 
 import vitrim
 from vitrim.core.registry import METHODS, SCHEDULES, SpecError
+from vitrim.core.schedule import Course
 from vitrim.measure import search as search_module
 from vitrim.measure.allocation import UnreachableError, allocate, smallest
 from vitrim.measure.budget import solve
@@ -114,7 +115,7 @@ def test_targets_lead_where_the_plan_says(method):
     targets = follow(reducer, wanted, range(6), 64)
     from vitrim.core.schedule import Counts
 
-    path = path_of(reducer.plan(Counts(list(targets.values()), list(targets)), 64, 6), 64, 6)
+    path = path_of(reducer.plan(Course(Counts(list(targets.values()), list(targets)), 64, 6)), 64, 6)
     assert path[:3] == (64, 50, 50)
     assert path[3] == (25 if method == "tome" else 20)
     assert list(path) == sorted(path, reverse=True)
@@ -231,7 +232,7 @@ def test_latency_is_verified_and_corrected_once(model, monkeypatch, busy, correc
     def times(question, schedules, factor=1):
         asked.append(list(schedules))
         off = 1.0 if busy and len(asked) > 1 else 1.1
-        paths = [path_of(space.method.plan(SCHEDULES.build(s), PATCHES, DEPTH), PATCHES, DEPTH) for s in schedules]
+        paths = [path_of(space.method.plan(Course(SCHEDULES.build(s), PATCHES, DEPTH)), PATCHES, DEPTH) for s in schedules]
         ratios = [1 / (off * space.share(path)) for path in paths]
         return [Timing((1.0,), (ratio,)) for ratio in ratios]
 

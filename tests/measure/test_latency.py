@@ -7,6 +7,7 @@ from timm.models import VisionTransformer
 
 import vitrim
 from vitrim.core.registry import METHODS
+from vitrim.core.schedule import Course
 from vitrim.measure import latency as module
 from vitrim.measure.latency import LatencyModel, Reading, fit, measure_latency, probe_schedules
 from vitrim.measure.stages import path_of
@@ -126,7 +127,7 @@ def test_noise_is_averaged_and_the_curve_never_falls():
 def test_probes_reach_small_counts_in_small_and_large_steps():
     for method in ("topk", "tome"):
         reducer = METHODS.build(method)
-        plans = [reducer.plan(s, 196, 12) for s in probe_schedules(reducer, 196, 12)]
+        plans = [reducer.plan(Course(s, 196, 12)) for s in probe_schedules(reducer, 196, 12)]
         assert min(min(plan.values()) for plan in plans) <= 20
         assert all(min(plan) == 0 for plan in plans)
         steps = [a - b for plan in plans for a, b in zip([196, *plan.values()], plan.values(), strict=False)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vitrim.core.registry import METHODS, SCHEDULES
+from vitrim.core.schedule import Course
 
 RATES = {0.9: [176, 158, 142], 0.7: [137, 96, 67], 0.5: [98, 49, 24], 0.25: [49, 12, 3]}
 TOME = RATES | {0.5: [98, 49, 25], 0.25: [98, 61, 52]}
@@ -12,7 +13,7 @@ ALL = ["topk", "dynamicvit", "ats", "atc", "dpcknn", "kmedoids", "sinkhorn", "pa
 
 
 def plan(method: str, schedule: str, patches: int = 196, depth: int = 12) -> dict[int, int]:
-    return METHODS.build(method).plan(SCHEDULES.build(schedule), patches, depth)
+    return METHODS.build(method).plan(Course(SCHEDULES.build(schedule), patches, depth))
 
 
 @pytest.mark.parametrize("rate", RATES)

@@ -24,6 +24,9 @@ from vitrim.methods.dynamicvit import DynamicViT
 from vitrim.methods.patchmerger import PatchMerger
 from vitrim.methods.sinkhorn import Sinkhorn, transport
 from vitrim.methods.sit import SiT
+from vitrim.tasks import Asymmetric, CrossEntropy, Focal
+from vitrim.training.distill import DistillationLoss, Hard, Soft
+from vitrim.training.losses import DynamicViTLoss, contrastive, counterfactual, group_lasso, supervised_contrastive
 
 Arrays = dict[str, np.ndarray]
 Check = Callable[[dict[str, Any], Arrays, Outcome], None]
@@ -246,3 +249,51 @@ def soft_modules(case: dict[str, Any], a: Arrays, out: Outcome) -> None:
     eye = torch.eye(logits.shape[-1]).expand_as(logits)
     out.number("policy_attn", policy_attention(logits, eye, eye, _tensor(a["policy"]), 1.0), a["policy_attn"], 1e-5)
     assert math.isfinite(out.difference)
+
+
+@check("losses_tokenreduction")
+def token_reduction_losses(case: dict[str, Any], a: Arrays, out: Outcome) -> None:
+    t = {name: _tensor(v) for name, v in a.items() if v.dtype.kind in "fi"}
+    config, pred, labels = case["config"], t["pred"], t["labels"]
+    weights = {k: config[k] for k in ("cls_weight", "ratio_weight", "cls_distill_weight", "token_distill_weight")}
+    kept = [t[f"keep_decision/{i}"] for i in range(3)]
+    teacher = (t["teacher_logits"], t["teacher_tokens"])
+
+    def result(name: str) -> Tensor:
+        kind, *rest = name.split("/")
+        if kind == "deit_distill":
+            kl, alpha, tau = rest[1], float(rest[2].removeprefix("alpha")), float(rest[3].removeprefix("tau"))
+            made = {"none": None, "soft": Soft(alpha=alpha, tau=tau, kl=kl), "hard": Hard(alpha=alpha)}[rest[0]]
+            return DistillationLoss(CrossEntropy(), made)((pred, t["pred_kd"]), labels, t["teacher_logits"])
+        if kind == "dyvit":
+            loss = DynamicViTLoss(CrossEntropy(), mse_token=rest[1] == "mse1", kl=rest[2], **weights)
+            taught = teacher if rest[0] == "teacher1" else None
+            return loss.combine(pred, labels, kept, config["token_ratio"], t["tokens"], taught, t["mask"])
+        negative, positive, clip = (float(v.lstrip("abcdefghijklmnopqrstuvwxyz")) for v in rest)
+        return Asymmetric(negative=negative, positive=positive, clip=clip)(pred, t["multilabel"])
+
+    for name, wanted in zip(a["result_names"], a["results"], strict=True):
+        out.number(str(name), result(str(name)), wanted, 0.0, case["rtol_suggested"])
+
+
+@check("losses_clca_dsila")
+def feature_losses(case: dict[str, Any], a: Arrays, out: Outcome) -> None:
+    t = {name: _tensor(v) for name, v in a.items() if v.dtype.kind in "fi"}
+    logits, labels = t["logits"], t["class_labels"]
+
+    def result(name: str) -> Tensor:
+        kind, *rest = name.split("/")
+        if kind == "focal":
+            return Focal(gamma=float(rest[0][-1]), smoothing=0.1 * float(rest[1][-1]))(logits, labels)
+        if kind == "group_lasso":
+            return CrossEntropy()(logits, labels) + case["config"]["lasso_weight"] * group_lasso(
+                t["head_weight"], int(rest[0][-1])
+            )
+        if kind == "multi_cont":
+            return supervised_contrastive(t["multi_view"], t["labels"] if rest[1] == "label" else None)
+        if kind == "cal7":
+            return counterfactual(t["cal_raw"], t["cal_aug"], t["cal_aux"], t["cal_fm"], t["cal_center"], labels)
+        return CrossEntropy()(logits, labels) if kind == "cal2" else contrastive(t["features"], t["labels"])
+
+    for name, wanted in zip(a["result_names"], a["results"], strict=True):
+        out.number(str(name), result(str(name)), wanted, 0.0, case["rtol_suggested"])

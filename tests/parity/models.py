@@ -156,7 +156,7 @@ def run(case: dict[str, Any]) -> Outcome:
             _compare_tokens(out, wanted, blocks, reduction, atol, rtol)
     if reduction is not None and not case.get("soft_method"):
         _compare_decisions(out, wanted, reduction, case["method"], stable)
-        _compare_centres(out, wanted, centres, stable)
+        _compare_centres(out, wanted, centres, reduction, stable)
     if reduction is not None:
         _compare_soft(out, wanted, reduction)
     return out
@@ -250,11 +250,20 @@ def _recorded_centres() -> Iterator[list[Tensor]]:
         yield found
 
 
-def _compare_centres(out: Outcome, wanted: dict[str, np.ndarray], centres: list[Tensor], stable: np.ndarray) -> None:
+def _compare_centres(
+    out: Outcome, wanted: dict[str, np.ndarray], centres: list[Tensor], reduction: Any, stable: np.ndarray
+) -> None:
+    """Indices are relative to the clusters of the stage before, whose order near ties may swap: ``place`` follows them."""
     names = sorted((n for n in wanted if n.startswith("Kept_Tokens/")), key=lambda n: int(n.split("/")[1])) if centres else []
+    places = [np.arange(196) for _ in stable]
     for name, found in zip(names, centres, strict=True):
+        theirs = wanted[name.replace("Kept_Tokens", "Assignment_Maps")].astype(int)
+        ours = reduction.trace[int(name.split("/")[1])].map.without_prefix(reduction.trace.prefix).group.numpy()
         for i in np.flatnonzero(stable):
-            out.decision(f"{name} image {i}", set(found[i].tolist()) == set(wanted[name][i].tolist()))
+            out.decision(f"{name} image {i}", set(found[i].tolist()) == set(places[i][wanted[name][i].astype(int)].tolist()))
+            after = np.zeros(theirs[i].max() + 1, dtype=int)
+            after[theirs[i]] = ours[i][places[i]]
+            places[i] = after
 
 
 def _compare_soft(out: Outcome, wanted: dict[str, np.ndarray], reduction: Any) -> None:

@@ -78,9 +78,9 @@ class OpenClip(Backbone):
         return self._timm.positional(block)
 
     def move_positions(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, neutral: bool = False
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._timm.move_positions(args, kwargs, index)
+        return self._timm.move_positions(args, kwargs, index, neutral)
 
     def heads(self, model: nn.Module, reduction: Reduction) -> list[Patch]:
         tower = _tower(model)

@@ -97,9 +97,37 @@ class Timm(Backbone):
         # Eva blocks get rotary positions; BEiT blocks add a relative position bias inside.
         return bool(family_of(block, "timm") & {"EvaBlock", "EvaBlockPostNorm"}) or type(block).__module__ == "timm.models.beit"
 
-    def move_positions(self, args: Arguments, kwargs: Keywords, index: Tensor) -> tuple[Arguments, Keywords]:
+    def move_positions(
+        self, args: Arguments, kwargs: Keywords, index: Tensor, neutral: bool = False
+    ) -> tuple[Arguments, Keywords]:
         rope = kwargs.get("rope")
-        return (args, kwargs) if rope is None else (args, {**kwargs, "rope": _gather_rope(rope, index)})
+        if rope is None:
+            return args, kwargs
+        if neutral:
+            # Sine 0 and cosine 1 turn nothing; the row comes last, where -1 finds it.
+            row = torch.cat([torch.zeros_like(rope[..., :1, ::2]), torch.ones_like(rope[..., :1, ::2])], dim=-1)
+            rope = torch.cat([rope, row], dim=-2)
+            index = torch.where(index < 0, rope.shape[-2] - 1, index)
+        return args, {**kwargs, "rope": _gather_rope(rope, index)}
+
+    def class_token(self, model: Any) -> Tensor | None:
+        return getattr(model, "cls_token", None)
+
+    def embeds_prefix(self, model: Any) -> bool:
+        return getattr(model, "pos_embed", None) is not None and not getattr(model, "no_embed_class", False)
+
+    def embed(self, model: Any, tokens: Tensor) -> Tensor:
+        return model.norm_pre(model.pos_drop(tokens)) if hasattr(model, "norm_pre") else model.pos_drop(tokens)
+
+    def classes(self, model: Any) -> int:
+        return model.num_classes if isinstance(getattr(model, "head", None), nn.Linear) else 0
+
+    def classifier(self, model: nn.Module, reduction: Reduction) -> Patch:
+        return ClassifierPatch(model, reduction)
+
+    def idle_with_head(self, model: Any) -> list[nn.Parameter]:
+        parts = [getattr(model, name, None) for name in ("norm", "fc_norm", "attn_pool", "head")]
+        return [p for part in parts if isinstance(part, nn.Module) for p in part.parameters()]
 
     def heads(self, model: Any, reduction: Reduction) -> list[Patch]:
         patches: list[Patch] = [IntermediatesPatch(model, reduction)] if hasattr(model, "forward_intermediates") else []
@@ -119,6 +147,16 @@ def _gather_rope(rope: Tensor, index: Tensor) -> Tensor:
     if rope.dim() == 3:
         return rope[:, index].transpose(0, 1)
     return rope.gather(2, index[:, None, :, None].expand(-1, rope.shape[1], -1, rope.shape[-1]))
+
+
+class ClassifierPatch(HeadPatch):
+    """``forward_head`` with a head that reads the blocks."""
+
+    name = "forward_head"
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """``(B, classes)``, or features ``(B, F)``; ``x`` is not read."""
+        return self.reduction.classify(pre_logits)
 
 
 class PoolPatch(HeadPatch):

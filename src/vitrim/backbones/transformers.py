@@ -155,11 +155,17 @@ class Transformers(Backbone):
         return type(block).__name__ in ("DINOv3ViTLayer", "BeitLayer")
 
     def move_positions(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, neutral: bool = False
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         moved = dict(kwargs)
         if kwargs.get("position_embeddings") is not None:
-            moved["position_embeddings"] = tuple(part[index].unsqueeze(1) for part in kwargs["position_embeddings"])
+            parts = kwargs["position_embeddings"]
+            if neutral:
+                # Cosine 1 and sine 0 turn nothing; the row comes last, where negative indices are sent.
+                cos, sin = parts
+                parts = torch.cat([cos, torch.ones_like(cos[:1])]), torch.cat([sin, torch.zeros_like(sin[:1])])
+                index = torch.where(index < 0, len(cos), index)
+            moved["position_embeddings"] = tuple(part[index].unsqueeze(1) for part in parts)
         if kwargs.get("interpolate_pos_encoding"):
             # BEiT would stretch its table to the present number of tokens; the table already fits the image.
             moved["interpolate_pos_encoding"] = False

@@ -19,11 +19,17 @@ VERBS = {
     "inspect": "Show what reductions do to one image: tokens, GFLOPs, predictions, pictures.",
     "bench": "Measure accuracy, FLOPs and time of methods against the dense model.",
     "schedule": "Find the token counts per block that lose least at a share of the dense model's time or FLOPs.",
+    "data": "List the data sets, check one on disk, split a CSV, write a fake twin.",
+    "train": "Train a model by a recipe, or resume a run.",
+    "eval": "Evaluate a run or a weights file: accuracy, GFLOPs, throughput; record its reduction patterns.",
+    "runs": "List and filter training runs.",
+    "sweep": "Train every combination of options, here, on Slurm or on Ray.",
+    "report": "Write a page about runs: table, accuracy against cost, curves, gradient stability.",
     "export": "Write a reduced model to an ONNX file or a PyTorch program, check it and time it.",
 }
 
 # Verbs with verbs of their own are applications.
-APPS = {"bench": "vitrim.cli.benches:benches"}
+APPS = {"bench": "vitrim.cli.benches:benches", "data": "vitrim.cli.data:data"}
 
 
 def build_app() -> App:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vitrim.core.backbone import find_backbone
 from vitrim.core.catalog import list_methods
 from vitrim.core.registry import METHODS, SCHEDULES
+from vitrim.core.schedule import Course
 from vitrim.data.models import LoadedModel, load_model
 from vitrim.measure.report import cells_of
 from vitrim.measure.sweep import Row, Run, check_runs, plot, rows_to_csv, rows_to_json, rows_to_markdown, sweep_rows
@@ -139,7 +140,7 @@ def distinct(loaded: LoadedModel, runs: Sequence[Run]) -> tuple[list[Run], list[
     seen: set[str] = set()
     first, repeated = [], []
     for method, schedule in runs:
-        plan = METHODS.build(method).plan(SCHEDULES.build(schedule), patches, depth)
+        plan = METHODS.build(method).plan(Course(SCHEDULES.build(schedule), patches, depth))
         (repeated if f"{method} {plan}" in seen else first).append((method, schedule))
         seen.add(f"{method} {plan}")
     return first, repeated

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from vitrim.core.registry import BACKBONES
+from vitrim.core.registry import BACKBONES, SpecError
 
 if TYPE_CHECKING:
     from vitrim.core.patch import Patch
@@ -78,10 +78,41 @@ class Backbone:
         return False
 
     def move_positions(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, neutral: bool = False
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Block arguments with positions gathered for the patches ``index (B, patches)``."""
+        """Block arguments with positions gathered for the patches ``index (B, patches)``.
+
+        With ``neutral``, negative indices stand for tokens without a position.
+        """
         return args, kwargs
+
+    def class_token(self, model: nn.Module) -> Tensor | None:
+        """The parameter of the class token ``(1, 1, C)``; None without one, or where it is not known."""
+        return None
+
+    def embeds_prefix(self, model: nn.Module) -> bool:
+        """Whether positions are added to the class token too."""
+        return False
+
+    def embed(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """What the model does to its tokens between the position embedding and the first block, for ``(B, K, C)`` more."""
+        return tokens
+
+    def classes(self, model: nn.Module) -> int:
+        """Number of classes; 0 without a classifier, or where it is not known."""
+        return 0
+
+    def classifier(self, model: nn.Module, reduction: Reduction) -> Patch:
+        """The patch that lets ``reduction.classify()`` take the place of the model's own norm and classifier.
+
+        Raises:
+            SpecError: where it is not known how.
+        """
+        raise SpecError(f"a head of its own needs a model of timm; {type(model).__name__} is none")
+
+    def idle_with_head(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters of the norm and the classifier that :meth:`classifier` replaces."""
+        return []
 
     def heads(self, model: nn.Module, reduction: Reduction) -> list[Patch]:
         """Patches for the parts after the blocks that read patch tokens (pooled heads, intermediate features)."""

@@ -50,7 +50,7 @@ class Description:
 
 def list_methods() -> list[str]:
     """Names of all token reduction methods, sorted."""
-    return METHODS.names()
+    return [name for name in METHODS.names() if name != "none"]
 
 
 def describe(name: str) -> Description:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vitrim.core.registry import settings_of
-from vitrim.core.schedule import Schedule
+from vitrim.core.registry import METHODS, settings_of
+from vitrim.core.schedule import Course
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 
@@ -42,6 +42,9 @@ class Reducer(nn.Module):
         needs: what the method asks for, in words of ``attention``, ``class token``, ``parameters``, ``patch count`` (parameters
             that fit one number of patches only).
         without_cls: what the method does on a model without a class token.
+        carriers: whether tokens that joined the sequence (:mod:`vitrim.caching`) are ``candidates`` like the patches, or
+            ``protected``, out of the method's sight, as published for CLCA; a setting of the cache protects them everywhere.
+        official_prefix: whether the published code with such tokens keeps the whole prefix or the class token alone.
         proportional: add log-sizes to the attention logits of later blocks (proportional attention).
         weighted: average merged tokens by their sizes.
     """
@@ -52,6 +55,8 @@ class Reducer(nn.Module):
     paper: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     without_cls: ClassVar[str] = "the same; it does not use the class token"
+    carriers: ClassVar[Literal["candidates", "protected"]] = "candidates"
+    official_prefix: ClassVar[Literal["prefix", "class token"]] = "class token"
     proportional: bool = False
     weighted: bool = False
 
@@ -77,16 +82,15 @@ class Reducer(nn.Module):
         """The features that the map pools, ``(B, n, C) -> (B, n, C)``; the tokens themselves by default."""
         return patches
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        """Patch tokens after each reducing block, ``{block: count}``: what the schedule asks for and the method can do.
+    def plan(self, course: Course) -> dict[int, int]:
+        """Tokens after each reducing block, ``{block: count}``: what the schedule asks for and the method can do.
 
-        At least one token stays. Blocks that have nothing to do are left out.
+        Blocks that have nothing to do are left out.
         """
         counts: dict[int, int] = {}
-        left = patches
-        for block, target in schedule.targets(patches, depth).items():
-            if target < left:
-                counts[block] = left = max(target, 1)
+        for block, target in course:
+            if target < course.left:
+                counts[block] = course.left = course.at_least(target)
         return counts
 
     def fresh(self) -> Reducer:
@@ -135,3 +139,13 @@ class Clusterer(Reducer):
         with torch.no_grad():
             group = self.assign(self.features(t), keep)
         return TokenMap.merge(group, keep).with_prefix(t.prefix)
+
+
+@METHODS.register("none")
+class KeepAll(Reducer):
+    """Keep all tokens: the plain model, for a cache or a head that work on it too. Its schedule says at which blocks."""
+
+    family = "fixed"
+
+    def plan(self, course: Course) -> dict[int, int]:
+        return {}

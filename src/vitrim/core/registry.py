@@ -24,11 +24,13 @@ class Registry:
     Args:
         kind: the word used in messages, such as ``"method"``.
         package: dotted name of the package whose modules hold the built-in entries, imported on first use.
+        families: modules register names other than their own, any number each; the first look imports all of them.
     """
 
-    def __init__(self, kind: str, package: str | None = None) -> None:
+    def __init__(self, kind: str, package: str | None = None, *, families: bool = False) -> None:
         self.kind = kind
         self.package = package
+        self.families = families
         self._entries: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -50,6 +52,9 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names, sorted."""
+        if self.families:
+            self._import_all()
+            return sorted(self._entries)
         return sorted(set(self._entries) | set(self._modules()))
 
     def get(self, name: str) -> type:
@@ -58,7 +63,9 @@ class Registry:
         Raises:
             SpecError: for an unknown name, with the nearest known one.
         """
-        if name not in self._entries and name in self._modules():
+        if name not in self._entries and self.families:
+            self._import_all()
+        elif name not in self._entries and name in self._modules():
             importlib.import_module(f"{self.package}.{name}")
         if name not in self._entries:
             near = difflib.get_close_matches(name, self.names(), n=1)
@@ -84,6 +91,10 @@ class Registry:
         except (TypeError, ValueError) as error:
             raise SpecError(f"{self.kind} '{spec}': {error}") from error
 
+    def _import_all(self) -> None:
+        for module in self._modules():
+            importlib.import_module(f"{self.package}.{module}")
+
     def _modules(self) -> list[str]:
         if self.package is None:
             return []
@@ -94,18 +105,21 @@ class Registry:
 METHODS = Registry("method", "vitrim.methods")
 SCHEDULES = Registry("schedule")
 BACKBONES = Registry("backbone", "vitrim.backbones")
+CACHES = Registry("cache", "vitrim.caching")
+HEADS = Registry("head", "vitrim.heads")
 
 
 def parse_spec(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     """Split ``name(key=value, ...)`` into name, positional values and settings.
 
-    Bare words are strings; ``none`` and ``null`` are None; ``true`` and ``false`` are booleans, in any case.
+    Bare words and bare paths (``data/cub``, ``train.csv``) are strings; ``none`` and ``null`` are None; ``true`` and ``false``
+    are booleans, in any case.
 
     Raises:
         SpecError: when the text is not of that form.
     """
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        node = ast.parse(_quote_paths(text.strip()), mode="eval").body
     except SyntaxError as error:
         raise SpecError(f"cannot read '{text}': write name(key=value, ...), such as keep(rate=0.5, at=[3, 6, 9])") from error
     if isinstance(node, ast.Name):
@@ -118,6 +132,26 @@ def parse_spec(text: str) -> tuple[str, list[Any], dict[str, Any]]:
             raise SpecError(f"'{text}': ** is not allowed in a spec")
         settings[keyword.arg] = _value(keyword.value, text)
     return node.func.id, [_value(arg, text) for arg in node.args], settings
+
+
+# Quoted text, or a bare value that has a dot, a slash or a tilde in it.
+_BARE = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<=[=\[,(])(\s*)([\w./~:@+-]*[./~][\w./~:@+-]*)(?=\s*[,)\]])""")
+
+
+def _quote_paths(text: str) -> str:
+    """Put quotes around bare paths, so that ``cub(root=data/cub)`` needs none; numbers and quoted text stay."""
+
+    def quote(found: re.Match[str]) -> str:
+        value = found.group(2)
+        if value is None or (value.strip("./") and not re.search("[A-Za-z_~]", value)):
+            return found.group()
+        try:
+            float(value)
+        except ValueError:
+            return f"{found.group(1)}{value!r}"
+        return found.group()
+
+    return _BARE.sub(quote, text)
 
 
 def _value(node: ast.expr, text: str) -> Any:

@@ -26,6 +26,9 @@ class State:
         maps: maps of the stages so far.
         positions: ``(B, n)`` original token that each token represents; only for models that use positions in blocks.
         attention: attention of the block just left, when the next stage reads it.
+        suffix: trailing tokens that joined the sequence and are protected.
+        window: where the tokens end that a cross-layer cache pools, or None without one.
+        carried: ``(B, n)`` bool, True for tokens that the cache put back, with ``compat=official`` alone; else None.
     """
 
     n: int
@@ -37,6 +40,9 @@ class State:
     maps: tuple[TokenMap, ...] = ()
     positions: Tensor | None = None
     attention: Attention | None = None
+    suffix: int = 0
+    window: int | None = None
+    carried: Tensor | None = None
 
 
 @dataclass
@@ -52,6 +58,8 @@ class Memory:
     states: dict[int, State | None] = field(default_factory=dict)
     steps: dict[int, Step | None] = field(default_factory=dict)
     plans: dict[int, dict[int, int]] = field(default_factory=dict)
+    groups: dict[int, Tensor | None] = field(default_factory=dict)  # what a cache took at each block
+    taps: dict[int, Tensor | None] = field(default_factory=dict)  # class tokens that a head reads
     patches: int = 0
     inputs: dict[int, int] = field(default_factory=dict)
     last: int = -1

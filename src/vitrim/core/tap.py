@@ -25,6 +25,8 @@ class Tap(TorchFunctionMode):
         policy: ``(B, n)`` keep decisions; the masked softmax of DynamicViT replaces the plain one.
         positions: ``(B, n)`` rows of a full ``(.., N, N)`` position bias that belong to the present tokens.
         valid: ``(B, n)`` bool, False for padding; only noted, ``bias`` does the masking.
+        uniform: let padding attend to everything alike, padding included, as the published code of ATS does; nobody sees it
+            there but the mean of CLCA's published code.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Tap(TorchFunctionMode):
         policy: Tensor | None = None,
         positions: Tensor | None = None,
         valid: Tensor | None = None,
+        uniform: bool = False,
     ) -> None:
         super().__init__()
         self.calls = calls
@@ -43,6 +46,7 @@ class Tap(TorchFunctionMode):
         self.policy = policy
         self.positions = positions
         self.valid = valid
+        self.uniform = uniform
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -79,7 +83,10 @@ class Tap(TorchFunctionMode):
             options["scale"] = factor
             out = F.scaled_dot_product_attention(query, key, value, **options)
             return out[..., :-8]
-        return F.scaled_dot_product_attention(query, key, value, mask, **options)
+        out = F.scaled_dot_product_attention(query, key, value, mask, **options)
+        if self.uniform and self.valid is not None:
+            return torch.where(self.valid[:, None, :, None], out, value.mean(dim=-2, keepdim=True))
+        return out
 
     def _mask(self, attn_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """The block's own mask, cut to the present tokens, plus the bias of the keys."""

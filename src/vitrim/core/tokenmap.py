@@ -81,6 +81,29 @@ class TokenMap:
             weight = torch.cat([torch.ones_like(head, dtype=self.weight.dtype), self.weight], dim=1)
         return TokenMap(group, self.m + count, weight, self._with_valid(count), source)
 
+    def with_suffix(self, count: int) -> TokenMap:
+        """The same map for a sequence that ends with ``count`` more tokens which stay untouched."""
+        if count == 0:
+            return self
+        tail = torch.arange(count, device=self.device).expand(self.batch, count)
+        valid = None if self.valid is None else torch.cat([self.valid, self.valid.new_ones(self.batch, count)], dim=1)
+        if self.group is None:
+            assert self.weight is not None
+            rows, columns = self.weight.shape[1:]
+            weight = torch.nn.functional.pad(self.weight, (0, count, 0, count))
+            eye = torch.eye(count, dtype=weight.dtype, device=weight.device)
+            weight = torch.cat([weight[:, :rows], torch.nn.functional.pad(eye, (columns, 0)).expand(self.batch, -1, -1)], dim=1)
+            return replace(self, m=self.m + count, weight=weight, valid=valid)
+        group = torch.cat([self.group, tail + self.m], dim=1)
+        source = None if self.source is None else torch.cat([self.source, tail + self.n], dim=1)
+        weight = None if self.weight is None else torch.cat([self.weight, torch.ones_like(tail, dtype=self.weight.dtype)], dim=1)
+        return TokenMap(group, self.m + count, weight, valid, source)
+
+    @staticmethod
+    def joined(batch: int, n: int, count: int, device: torch.device | str | None = None) -> TokenMap:
+        """The map of ``n`` tokens which ``count`` others join at the end: those stand for none of the ``n``."""
+        return TokenMap(torch.arange(n, device=device).expand(batch, n), n + count)
+
     def _with_valid(self, count: int) -> Tensor | None:
         return None if self.valid is None else torch.cat([self.valid.new_ones(self.batch, count), self.valid], dim=1)
 

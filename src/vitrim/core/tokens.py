@@ -36,6 +36,10 @@ class Attention:
         self.bias = bias
         self.valid = valid
 
+    def first(self, n: int) -> Attention:
+        """What the first ``n`` tokens are and get: the weights stay as they are, those of the later tokens are not shown."""
+        return self if n == self.queries.shape[2] else _FirstOf(self, n)
+
     def mean_key(self) -> Tensor:
         """``(B, n, d)``: keys averaged over the heads, the usual merging metric."""
         return self.keys.mean(dim=1)
@@ -87,6 +91,22 @@ class Attention:
         return logits.float().softmax(dim=-1).to(self.values.dtype)
 
 
+class _FirstOf(Attention):
+    """See :meth:`Attention.first`."""
+
+    def __init__(self, whole: Attention, n: int) -> None:
+        valid = None if whole.valid is None else whole.valid[:, :n]
+        super().__init__(whole.queries[:, :, :n], whole.keys[:, :, :n], whole.values[:, :, :n], whole.scale, whole.bias, valid)
+        self.whole = whole
+        self.n = n
+
+    def received(self) -> Tensor:
+        return self.whole.received()[..., : self.n]
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        return self.whole._rows(start, stop)[..., : self.n]
+
+
 @dataclass
 class Tokens:
     """Everything that a reducer may look at.
@@ -103,6 +123,7 @@ class Tokens:
         policy: ``(B, n)`` keep decisions of an earlier stage of mask-based training, or None.
         training: whether the model is in training mode.
         seed: seed of the reduction, for :meth:`uniform`.
+        carried: ``(B, n)`` bool, True for tokens that a cross-layer cache put back, where it is ``compat=official``; else None.
     """
 
     x: Tensor
@@ -118,6 +139,7 @@ class Tokens:
     seed: int = 0
     _attention: Attention | None = None
     _maps: Sequence[TokenMap] = field(default_factory=tuple)
+    carried: Tensor | None = None
 
     @property
     def patches(self) -> Tensor:

@@ -26,11 +26,17 @@ class Step:
 
 
 class Trace(Mapping[int, Step]):
-    """The steps of the last forward pass by block, and their composition."""
+    """The steps of the last forward pass by block, and their composition.
 
-    def __init__(self, steps: dict[int, Step], prefix: int) -> None:
+    Attributes:
+        prefix: leading tokens that are no patches.
+        joins: tokens that a cache appended after each block; they stand for no original token.
+    """
+
+    def __init__(self, steps: dict[int, Step], prefix: int, joins: Mapping[int, int] | None = None) -> None:
         self._steps = dict(sorted(steps.items()))
         self.prefix = prefix
+        self.joins = dict(joins or {})
 
     def __getitem__(self, layer: int) -> Step:
         return self._steps[layer]
@@ -44,9 +50,18 @@ class Trace(Mapping[int, Step]):
     def upto(self, layer: int) -> TokenMap | None:
         """The map from the original tokens to those after block ``layer``; None when nothing was reduced by then."""
         total = None
-        for block, step in self._steps.items():
-            if block <= layer:
-                total = step.map if total is None else total.then(step.map)
+        for block in range(layer + 1):
+            step = self._steps.get(block)
+            if step is not None and total is None:
+                # Tokens that joined before the first step are no originals; those of a later block join the composition.
+                early = sum(count for at, count in self.joins.items() if at < block)
+                first = step.map
+                total = TokenMap.joined(first.batch, first.n - early, early, first.device).then(first) if early else first
+            elif step is not None and total is not None:
+                total = total.then(step.map)
+            count = self.joins.get(block, 0)
+            if count and total is not None:
+                total = total.then(TokenMap.joined(total.batch, total.m, count, total.device))
         return total
 
     @property

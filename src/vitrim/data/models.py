@@ -105,7 +105,7 @@ def load_model(
         FileNotFoundError: when the weights file does not exist.
         ValueError: when weights do not fit or cannot be had, with the remedy.
     """
-    library, key, settings = _parse(name)
+    library, key, settings = parse_model(name)
     norms = {k: _per_channel(settings.pop(k)) for k in ("mean", "std") if k in settings}
     random_weights = random_weights or not settings.pop("pretrained", True)
     if num_classes is not None:
@@ -122,7 +122,7 @@ def load_model(
     return loaded
 
 
-def _parse(name: str) -> tuple[str, str, dict[str, Any]]:
+def parse_model(name: str) -> tuple[str, str, dict[str, Any]]:
     """Library, name of the model there, settings."""
     match = re.fullmatch(r"\s*(?:(\w+)/)?([\w.\-/]+?)\s*(\(.*\))?\s*", name, re.S)
     if match is None:
@@ -142,7 +142,7 @@ def _parse(name: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _fashion(name: str, path: str | Path | None, settings: dict[str, Any], random: bool) -> LoadedModel:
-    model = _build({**FASHION_GEOMETRY, **settings}, name)
+    model = build_plain({**FASHION_GEOMETRY, **settings}, name)
     file = Path(str(resources.files("vitrim").joinpath("assets/fashion_vit.safetensors"))) if path is None else Path(path)
     reduction = {}
     if not random:
@@ -161,7 +161,7 @@ def _plain(name: str, path: str | Path | None, settings: dict[str, Any], norms: 
     if path is None:
         raise ValueError("model 'vit' takes its geometry from a weights file; give --weights FILE, or name a model as timm/NAME")
     weights = read_weights(path)
-    model = _build({**_geometry(weights), **settings}, name)
+    model = build_plain({**plain_geometry(weights), **settings}, name)
     load_into(model, weights, name)
     return _finish(model, name, weights, norms, whole=True)
 
@@ -171,10 +171,7 @@ def _timm(
 ) -> LoadedModel:
     import timm
 
-    if not timm.is_model(key):
-        near = difflib.get_close_matches(key.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join('timm/' + n for n in near)}?" if near else "timm.list_models() lists them"
-        raise SpecError(f"timm has no model '{key}'; {hint}")
+    require_timm_model(key)
     weights = None if path is None else read_weights(path)
     if weights is not None:
         config: Any = timm.get_pretrained_cfg(key)
@@ -196,6 +193,20 @@ def _timm(
     if weights is not None:
         load_into(model, weights, name)
     return _finish(model, name, weights, norms, random)
+
+
+def require_timm_model(key: str) -> None:
+    """Refuse a name that timm does not know, with the nearest.
+
+    Raises:
+        SpecError: in that case.
+    """
+    import timm
+
+    if not timm.is_model(key):
+        near = difflib.get_close_matches(key.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join('timm/' + n for n in near)}?" if near else "timm.list_models() lists them"
+        raise SpecError(f"timm has no model '{key}'; {hint}")
 
 
 def _finish(
@@ -237,7 +248,12 @@ class _Rgb:
         return self.transform(image.convert("RGB"))
 
 
-def _build(settings: dict[str, Any], name: str) -> nn.Module:
+def build_plain(settings: dict[str, Any], name: str) -> nn.Module:
+    """A plain ``VisionTransformer`` of timm.
+
+    Raises:
+        SpecError: for a setting that it does not have.
+    """
     from timm.models import VisionTransformer
 
     try:
@@ -246,7 +262,7 @@ def _build(settings: dict[str, Any], name: str) -> nn.Module:
         raise SpecError(f"model '{name}': {error}; settings are those of timm's VisionTransformer") from error
 
 
-def _geometry(weights: Weights) -> dict[str, Any]:
+def plain_geometry(weights: Weights) -> dict[str, Any]:
     """Geometry of a plain VisionTransformer from the shapes of its weights."""
     state = weights.state
     needed = ("pos_embed", "patch_embed.proj.weight", "head.weight", "cls_token", "blocks.0.mlp.fc1.weight")

@@ -60,19 +60,16 @@ def density_peaks(x: Tensor, k: int, neighbors: int, noise: Tensor, valid: Tenso
     Args:
         x: ``(B, n, d)`` tokens.
         k: number of clusters.
-        neighbors: nearest neighbours (the token itself included) that define the density.
+        neighbors: nearest neighbours (the token itself included) that define the density; all tokens where there are fewer.
         noise: ``(B, n)`` or ``(n,)``, added to the densities to break ties.
         valid: ``(B, n)`` bool; padding is never a centre and does not count as a neighbour.
 
     Returns:
         ``(B, k)`` centre indices by descending score, and ``(B, n)`` cluster ids.
 
-    Raises:
-        ValueError: with fewer tokens than neighbours.
     """
     n, dim = x.shape[1], x.shape[2]
-    if n < neighbors:
-        raise ValueError(f"dpcknn: density from {neighbors} neighbours needs as many tokens, there are {n}; lower k_neighbors")
+    neighbors = min(neighbors, n)
     distances = Distances(x)
     farthest = _largest([block.amax(dim=(1, 2)) for block in distances.blocks()]) / dim**0.5
     beyond = farthest + 1

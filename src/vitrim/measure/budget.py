@@ -18,7 +18,7 @@ from vitrim.core.attach import reduce
 from vitrim.core.backbone import find_backbone
 from vitrim.core.reducer import Reducer
 from vitrim.core.registry import METHODS, SCHEDULES, SpecError, spec
-from vitrim.core.schedule import Keep
+from vitrim.core.schedule import Course, Keep
 from vitrim.core.sites import resolve_site
 from vitrim.measure.accuracy import Images, batch_of, top1
 from vitrim.measure.distortion import Judge, distortion_table
@@ -206,7 +206,7 @@ def fixed_rate(question: Question, space: Space, share: float) -> tuple[str, tup
     """The largest ``keep(rate)`` at the usual locations within the share, and its counts; None where there is none."""
     for per_mille in range(995, 0, -5):
         schedule = Keep(per_mille / 1000, question.fixed_at)
-        path = path_of(question.method.plan(schedule, space.patches, space.depth), space.patches, space.depth)
+        path = path_of(question.method.plan(Course(schedule, space.patches, space.depth)), space.patches, space.depth)
         if space.share(path) <= share:
             return f"keep(rate={schedule.rate:g}, at={list(question.fixed_at)})", path
     return None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitrim.core.attach import reduced
 from vitrim.core.reducer import Reducer
 from vitrim.core.registry import SCHEDULES
-from vitrim.core.schedule import Counts
+from vitrim.core.schedule import Counts, Course
 from vitrim.measure.accuracy import Images, agreement, batch_of, predict, top1
 from vitrim.measure.stages import one_layer, path_of, spec_of
 
@@ -167,7 +167,7 @@ def distortion_table(
             if not targets:
                 continue
             schedule = Counts(list(targets.values()), list(targets))
-            reached = path_of(judge.method.plan(schedule, patches, depth), patches, depth)[-1]
+            reached = path_of(judge.method.plan(Course(schedule, patches, depth)), patches, depth)[-1]
             score = judge.score(spec_of(targets), limit=limit)
             if score is not None and reached not in points:
                 points[reached] = score.loss

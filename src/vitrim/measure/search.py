@@ -14,7 +14,7 @@ from torch import nn
 
 from vitrim.core.backbone import find_backbone
 from vitrim.core.reducer import Reducer
-from vitrim.core.schedule import Counts
+from vitrim.core.schedule import Counts, Course
 from vitrim.measure.allocation import Table, UnreachableError, allocate, smallest
 from vitrim.measure.distortion import Judge, Score
 from vitrim.measure.flops import closed_form
@@ -118,7 +118,7 @@ class Space:
         targets = follow(self.method, wanted, self.layers, self.patches)
         if not targets:
             raise ValueError("this schedule would keep all tokens")
-        plan = self.method.plan(Counts(list(targets.values()), list(targets)), self.patches, self.depth)
+        plan = self.method.plan(Course(Counts(list(targets.values()), list(targets)), self.patches, self.depth))
         return spec_of(targets), path_of(plan, self.patches, self.depth)
 
     def fit(self, wanted: Wanted, budget: float) -> tuple[str, Path] | None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrim.core.reducer import Reducer
-from vitrim.core.schedule import Counts
+from vitrim.core.schedule import Counts, Course
 
 Wanted = Sequence[float] | NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def stage(method: Reducer, before: int, after: int) -> tuple[int, int] | None:
     """
 
     def left(target: int) -> int:
-        return method.plan(Counts([target], [0]), before, 1).get(0, before)
+        return method.plan(Course(Counts([target], [0]), before, 1)).get(0, before)
 
     if after >= before:
         return None

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitrim.core.reducer import Clusterer
 from vitrim.core.registry import METHODS
-from vitrim.core.schedule import R, Schedule
+from vitrim.core.schedule import Course, R
 from vitrim.core.tokens import Tokens
 from vitrim.kernels.clustering import LINKAGES, agglomerative
 from vitrim.methods._metric import metric_of
@@ -52,15 +52,14 @@ class ATC(Clusterer):
     def reads_attention(self) -> bool:
         return self.metric == "keys"
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        if self.compat != "official" or not isinstance(schedule, R):
-            return super().plan(schedule, patches, depth)
+    def plan(self, course: Course) -> dict[int, int]:
+        if self.compat != "official" or not isinstance(course.schedule, R):
+            return super().plan(course)
         counts: dict[int, int] = {}
-        left = patches
-        for block, removed in enumerate(schedule.removals(depth)):
-            if removed > 1:
-                left = left + 1 - min(removed, left)
-                counts[block] = left
+        removals = course.schedule.removals(course.depth)
+        for block, _ in course:
+            if removals[block] > 1:
+                counts[block] = course.left = course.left + 1 - min(removals[block], course.left)
         return counts
 
     def features(self, t: Tokens) -> Tensor:

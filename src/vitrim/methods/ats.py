@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import METHODS
-from vitrim.core.schedule import Schedule
+from vitrim.core.schedule import Course
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.methods._plans import every_location
@@ -35,13 +37,16 @@ class ATS(Reducer):
         super().__init__()
         self.compat = check_compat(compat)
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        return every_location(schedule, patches, depth)
+    def plan(self, course: Course) -> dict[int, int]:
+        return every_location(course)
 
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
         n = t.x.shape[1] - t.prefix
         valid = None if t.valid is None else t.valid[:, t.prefix :]
         score = (t.class_attention() * torch.linalg.vector_norm(t.attention.values, dim=-1)).sum(dim=1)[:, t.prefix :]
+        if self.compat != "official" and t.carried is None:
+            # Padding inside the sequence adds nothing to the levels: the token before it is taken in its place.
+            score, valid = score if valid is None else score * valid, None
         index = sample(score, keep + 1, valid, exact=self.compat != "official")
         hit = torch.zeros_like(score, dtype=torch.bool).scatter(1, index, True)
         place = torch.arange(n, device=score.device).expand_as(hit)
@@ -49,7 +54,10 @@ class ATS(Reducer):
         if not torch.compiler.is_compiling():
             chosen = chosen[:, : int(hit.sum(dim=1).max())]
         real = chosen < n
-        return TokenMap.select(torch.where(real, chosen, 0), n, valid=real).with_prefix(t.prefix)
+        kept = TokenMap.select(torch.where(real, chosen, 0), n, valid=real).with_prefix(t.prefix)
+        if t.carried is None or kept.valid is None or kept.source is None:
+            return kept
+        return replace(kept, source=torch.where(kept.valid, kept.source, 0))  # as published: padding is copies of the class token
 
 
 def sample(score: Tensor, samples: int, valid: Tensor | None = None, exact: bool = True) -> Tensor:
@@ -58,7 +66,7 @@ def sample(score: Tensor, samples: int, valid: Tensor | None = None, exact: bool
     Args:
         score: ``(B, n)`` non-negative scores.
         samples: the count K of the paper; ``K - 1`` steps come out (K for the few K where rounding lets one more in).
-        valid: ``(B, n)`` bool, False for padding.
+        valid: ``(B, n)`` bool, False for padding, whose level is raised by 0.1 as published.
         exact: measure distances exactly instead of through a matrix product.
 
     Returns:
@@ -68,14 +76,16 @@ def sample(score: Tensor, samples: int, valid: Tensor | None = None, exact: bool
     level = share.cumsum(dim=1)
     if level.is_cuda:
         level = level.cummax(dim=1).values  # parallel sums may fall by a last bit
-    if valid is not None:
-        level = level + 0.1 * ~valid
     half = 1.0 / (2 * samples)
     steps = torch.arange(half, (2 * samples - 1) * half, 2 * half, dtype=torch.float32, device=score.device)
     if steps.numel() == 0:
         steps = torch.full((1,), 0.5, device=score.device)
+    if valid is not None:
+        level = level + 0.1 * ~valid
     if not exact:
         return torch.cdist(steps.view(1, -1, 1).expand(len(level), -1, 1), level.unsqueeze(-1)).argmin(dim=2)
+    if valid is not None:  # the levels need not ascend
+        return (steps.view(1, -1, 1) - level.unsqueeze(1)).abs().argmin(dim=2)
     return _nearest(level, steps.expand(level.shape[0], -1).contiguous())
 
 

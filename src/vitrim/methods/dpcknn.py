@@ -28,6 +28,8 @@ class DPCKNN(Reducer):
     family = "merge"
     site = "before"
     paper = "Zeng et al., Token Clustering Transformer, CVPR 2022, arXiv:2204.08680; Du et al., DPC-KNN, 2016"
+    carriers = "protected"
+    official_prefix = "prefix"
     needs = ("parameters",)
 
     def __init__(self, *, k_neighbors: int = 5, equal_weight: bool = False, compat: str = "paper") -> None:
@@ -47,7 +49,9 @@ class DPCKNN(Reducer):
         with torch.no_grad():
             noise = torch.rand(batch, n, device=x.device) if self.compat == "official" else t.uniform(n)
             valid = None if t.valid is None else t.valid[:, t.prefix :]
-            _, group = density_peaks(x, keep, self.k_neighbors, noise * 1e-6, valid)
+            # Tokens that are each other's nearest often tie in float32; float64 settles most of the choices as published.
+            features = x.double() if self.compat == "official" else x
+            _, group = density_peaks(features, keep, self.k_neighbors, noise * 1e-6, valid)
         raw = x.new_ones(batch, n) if self.equal_weight else self.score(x).squeeze(-1).exp()
         exact = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
         total = exact.new_zeros(batch, keep).scatter_add(1, group, exact) + 1e-6

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import METHODS
-from vitrim.core.schedule import Schedule
+from vitrim.core.schedule import Course
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.methods._init import init_linear
@@ -40,8 +40,8 @@ class DynamicViT(Reducer):
         )
         init_linear(self)
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        return every_location(schedule, patches, depth)
+    def plan(self, course: Course) -> dict[int, int]:
+        return every_location(course)
 
     def predict(self, patches: Tensor, policy: Tensor) -> Tensor:
         """Log-probabilities ``(B, n, 2)`` of keep and drop, for tokens ``(B, n, C)`` of which ``policy (B, n)`` are still in."""
@@ -60,6 +60,8 @@ class DynamicViT(Reducer):
 
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
         before = torch.ones_like(t.size[:, t.prefix :]) if t.policy is None else t.policy[:, t.prefix :]
+        if t.carried is not None and not t.training:
+            before = before * ~t.carried[:, t.prefix :]
         score = self.predict(t.patches, before)
         if t.training:
             decision = self.sample(score) * before

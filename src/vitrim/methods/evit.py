@@ -6,7 +6,7 @@ import torch
 
 from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import METHODS
-from vitrim.core.schedule import Schedule
+from vitrim.core.schedule import Course
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 
@@ -24,13 +24,11 @@ class EViT(Reducer):
     needs = ("attention", "class token")
     without_cls = "scores and weights are the mean attention that a token receives"
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
+    def plan(self, course: Course) -> dict[int, int]:
         counts: dict[int, int] = {}
-        left = patches
-        for block, target in schedule.targets(patches, depth).items():
-            if target < left:
-                left = max(target, 1) + 1
-                counts[block] = left
+        for block, target in course:
+            if target < course.left:
+                counts[block] = course.left = course.at_least(target) + 1
         return counts
 
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import METHODS
-from vitrim.core.schedule import Schedule
+from vitrim.core.schedule import Course
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 
@@ -30,6 +30,7 @@ class Fixed(Reducer):
 
     family = "fixed"
     site = "before"
+    carriers = "protected"
     paper = "Haurum et al., Which Tokens to Use?, ICCVW 2023, arXiv:2308.04657"
 
     def __init__(self, *, pattern: str = "l1", min_radius: float = 1.0, contiguous: bool = True) -> None:
@@ -40,24 +41,24 @@ class Fixed(Reducer):
         self.min_radius = min_radius
         self.contiguous = contiguous
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        targets = schedule.targets(patches, depth)
+    def plan(self, course: Course) -> dict[int, int]:
+        targets = course.schedule.targets(course.patches, course.depth)
         if not targets:
             return {}
-        side = _side(patches)
+        side = _side(course.patches)
         distance = radius(side, side, self.pattern)
         if self.contiguous:
-            wanted = self._shrinking(distance, min(targets), max(targets), depth)
+            wanted = self._shrinking(distance, min(targets), max(targets))
         else:
             wanted = {block: _nearest_count(distance, target) for block, target in targets.items()}
         counts: dict[int, int] = {}
-        left = patches
+        left = course.patches
         for block, count in wanted.items():
             if 0 < count < left:
                 counts[block] = left = count
         return counts
 
-    def _shrinking(self, distance: Tensor, first: int, last: int, depth: int) -> dict[int, int]:
+    def _shrinking(self, distance: Tensor, first: int, last: int) -> dict[int, int]:
         """Patches within evenly shrinking radii. A first block of 0 shifts the radii by one, as published."""
         corner = float(distance[0, 0])
         end = self.min_radius if self.min_radius > 0 else float(distance[distance.shape[0] // 2, distance.shape[1] // 2])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import METHODS
-from vitrim.core.schedule import Schedule
+from vitrim.core.schedule import Course
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.methods._plans import as_asked
@@ -21,14 +21,15 @@ class PatchMerger(Reducer):
     family = "soft"
     site = "before"
     paper = "Renggli et al., Learning to Merge Tokens in Vision Transformers (PatchMerger), arXiv:2202.12015"
+    official_prefix = "prefix"
     needs = ("parameters", "patch count")
 
     def setup(self, dim: int, keep: int) -> None:
         self.queries = nn.Parameter(torch.randn(keep, dim))
         self.norm = nn.LayerNorm(dim)
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        return as_asked(schedule, patches, depth)
+    def plan(self, course: Course) -> dict[int, int]:
+        return as_asked(course)
 
     def value(self, patches: Tensor) -> Tensor:
         return self.norm(patches)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import METHODS
-from vitrim.core.schedule import Schedule
+from vitrim.core.schedule import Course
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.methods._plans import as_asked
@@ -44,8 +44,8 @@ class Sinkhorn(Reducer):
     def setup(self, dim: int, keep: int) -> None:
         self.v = nn.Parameter(torch.randn(keep, dim))
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
-        return as_asked(schedule, patches, depth)
+    def plan(self, course: Course) -> dict[int, int]:
+        return as_asked(course)
 
     def value(self, patches: Tensor) -> Tensor:
         return F.normalize(patches, dim=-1)

@@ -6,7 +6,7 @@ import torch
 
 from vitrim.core.reducer import Policy, Reducer
 from vitrim.core.registry import METHODS
-from vitrim.core.schedule import Schedule
+from vitrim.core.schedule import Course
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tokens import Tokens
 from vitrim.kernels.matching import bipartite
@@ -40,15 +40,13 @@ class ToMe(Reducer):
     def reads_attention(self) -> bool:
         return self.metric == "keys"
 
-    def plan(self, schedule: Schedule, patches: int, depth: int) -> dict[int, int]:
+    def plan(self, course: Course) -> dict[int, int]:
         counts: dict[int, int] = {}
-        left = nominal = patches
-        for block, target in schedule.targets(patches, depth).items():
-            removed = min(nominal - target, left // 2)
-            nominal = target
+        for block, target in course:
+            removed = min(course.reference - target, course.left // 2)
             if removed > 0:
-                left -= removed
-                counts[block] = left
+                course.left -= removed
+                counts[block] = course.left
         return counts
 
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:

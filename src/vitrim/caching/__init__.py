@@ -1,0 +1,1 @@
+"""Caches: tokens that cross layers. One file each; file name = spec name."""

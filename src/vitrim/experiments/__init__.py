@@ -1,0 +1,1 @@
+"""Runs, sweeps of runs, and reports about them."""

@@ -1,0 +1,1 @@
+"""Training: recipes, losses, schedules and the loop."""
