@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from vitrim.datasets._shards import expand, split_name
 from vitrim.datasets.base import DATASETS, DataError
 from vitrim.datasets.check import check
-from vitrim.datasets.unreadable import readable
 
 
 @pytest.fixture
@@ -85,7 +84,8 @@ def test_unreadable_images_stop_or_are_counted(made, tmp_path):
     rewrite(tmp_path / "train-0000.tar", lambda ms: [(n, d[:90] if i in (4, 38) else d) for i, (n, d) in enumerate(ms)])
     with pytest.raises(DataError, match=r"wds: '.*train-0000.tar#train0004': damaged image"):
         list(made.split("train"))
-    stream = readable(made.split("train"), skip_unreadable=True)
+    stream = made.split("train")
+    stream.skip_unreadable = True
     targets = [target for _, target in stream]
     assert len(targets) == 40
     assert stream.unreadable == 2

@@ -46,7 +46,7 @@ def test_the_command_line_comes_before_the_file_before_the_default(tmp_path):
         ("gradients", "true", True),
         ("method", "none", None),
         ("schedule.rate", "0.25", "keep(rate=0.25)"),
-        ("optimizer.lr", "1e-3", "adamw(weight_decay=0.05, lr=0.001)"),
+        ("optimizer.lr", "1e-3", "adamw(lr=0.001, weight_decay=0.05)"),
         ("model.img_size", "64", "timm/vit_tiny_patch16_224(img_size=64)"),
     ],
 )

@@ -104,7 +104,8 @@ class CrossLayerCache(Cache):
     def start(self) -> Tensor | None:
         if self.clr is None:
             return None
-        return self.clr if self.pos is None else self.clr + self.pos
+        # A copy: views of a parameter ask for gradients even without autograd, which trackers of modules stumble over.
+        return self.clr.clone() if self.pos is None else self.clr + self.pos
 
     def window(self, n: int) -> int:
         return n if self.pool_clr else n - self.num_clr

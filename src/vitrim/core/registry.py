@@ -192,14 +192,14 @@ def spec(obj: Any) -> str:
     """Canonical text of an object made from a spec: ``name(key=value, ...)`` with defaults left out."""
     if isinstance(obj, str):
         name, args, settings = parse_spec(obj)
-        return _format(name, args, settings)
+        return format_spec(name, args, settings)
     shown = {}
     for key, parameter in settings_of(type(obj)).items():
         value = getattr(obj, key)
         if not _same(value, parameter.default):
             shown[key] = value
     # The name of its own class: an unregistered child of a registered class goes by its class name.
-    return _format(vars(type(obj)).get("spec_name", type(obj).__name__), [], shown)
+    return format_spec(vars(type(obj)).get("spec_name", type(obj).__name__), [], shown)
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -208,7 +208,8 @@ def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and value == default
 
 
-def _format(name: str, args: list[Any], settings: dict[str, Any]) -> str:
+def format_spec(name: str, args: list[Any], settings: dict[str, Any]) -> str:
+    """The text ``name(value, ..., key=value, ...)``."""
     parts = [_text(a) for a in args] + [f"{k}={_text(v)}" for k, v in settings.items()]
     return f"{name}({', '.join(parts)})" if parts else name
 

@@ -224,11 +224,11 @@ def resolve_recipe(base: Mapping[str, Any], options: Mapping[str, Any]) -> Optio
     Raises:
         ValueError: for an unknown option or a value that it does not take.
     """
-    import vitrim.core.schedule  # noqa: F401  # pyright: ignore[reportUnusedImport] (registers what a recipe checks)
     from vitrim.training.recipe import Recipe
 
     recipe = Recipe.from_mapping(base, options).to_dict()
-    return recipe if recipe["method"] else {**recipe, "schedule": Recipe().schedule}
+    reads_schedule = any(recipe[key] is not None for key in ("method", "cache", "head"))
+    return recipe if reads_schedule else {**recipe, "schedule": Recipe().schedule}
 
 
 def state_of(folder: Path, cell: Cell) -> tuple[str, Run | None]:

@@ -25,7 +25,8 @@ class ATS(Reducer):
 
     Args:
         compat: ``official`` measures distances to the steps by the matrix-product formula of the published code, whose
-            rounding errors flip about 0.3 % of the choices; ``paper`` measures them exactly.
+            rounding errors flip about 0.3 % of the choices, and takes one token more than asked for where the end of its steps
+            is rounded up (K = 18, 33 or 195, for example); ``paper`` is exact in both.
     """
 
     family = "prune"
@@ -50,7 +51,8 @@ class ATS(Reducer):
         index = sample(score, keep + 1, valid, exact=self.compat != "official")
         hit = torch.zeros_like(score, dtype=torch.bool).scatter(1, index, True)
         place = torch.arange(n, device=score.device).expand_as(hit)
-        chosen = torch.where(hit, place, n).sort(dim=1).values[:, : min(keep, n)]
+        most = keep if self.compat != "official" else index.shape[1]
+        chosen = torch.where(hit, place, n).sort(dim=1).values[:, : min(most, n)]
         if not torch.compiler.is_compiling():
             chosen = chosen[:, : int(hit.sum(dim=1).max())]
         real = chosen < n
@@ -77,7 +79,8 @@ def sample(score: Tensor, samples: int, valid: Tensor | None = None, exact: bool
     if level.is_cuda:
         level = level.cummax(dim=1).values  # parallel sums may fall by a last bit
     half = 1.0 / (2 * samples)
-    steps = torch.arange(half, (2 * samples - 1) * half, 2 * half, dtype=torch.float32, device=score.device)
+    stop = (2 * samples - 1) * half if exact else (2 * samples - 1) / (2 * samples)  # the quotient is what may let one more in
+    steps = torch.arange(half, stop, 2 * half, dtype=torch.float32, device=score.device)
     if steps.numel() == 0:
         steps = torch.full((1,), 0.5, device=score.device)
     if valid is not None:

@@ -35,9 +35,7 @@ class Jsonl:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise WriteError(
-                f"cannot write {self.path}: {error.strerror or error}; free space, then --resume"
-            ) from error
+            raise WriteError(f"cannot write {self.path}: {error.strerror or error}; free space, then --resume") from error
 
     def close(self) -> None:
         """Nothing stays open."""

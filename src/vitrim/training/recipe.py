@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+import vitrim.core.schedule  # noqa: F401  # pyright: ignore[reportUnusedImport] (registers the schedules)
 from vitrim.core.registry import METHODS, SCHEDULES, SpecError, spec
 from vitrim.training.values import boolean, from_text, interval, set_inside, whole
 
@@ -168,7 +169,7 @@ class Recipe:
         _check(self)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Recipe:
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
         """A recipe from keys and values, and from the command line's ``key=text`` pairs, which win.
 
         A key with a dot sets one setting inside a spec: ``schedule.rate`` with ``0.25`` makes ``keep(rate=0.25, ...)``.
@@ -177,9 +178,12 @@ class Recipe:
             ValueError: for an unknown key or a value that the key does not take, in one line that names the nearest.
         """
         merged: dict[str, Any] = {}
+        inside: dict[str, Any] = {}
         for key, value in values.items():
-            merged[_known(str(key))] = value
-        inside: dict[str, str] = {}
+            if "." in str(key):
+                inside[str(key)] = value
+            else:
+                merged[_known(str(key))] = value
         for key, text in (overrides or {}).items():
             if "." in key:
                 inside[key] = text

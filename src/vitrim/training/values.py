@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 from typing import Any
 
 import yaml
+
+from vitrim.core.registry import SpecError, format_spec, parse_spec
 
 
 def from_text(text: Any) -> Any:
@@ -40,16 +41,16 @@ def whole(value: Any) -> int:
     return int(number)
 
 
-def set_inside(whole: str, setting: str, text: str) -> str:
-    """The spec with one setting added or replaced."""
+def set_inside(whole: str, setting: str, value: Any) -> str:
+    """The spec with one setting added or replaced; the value may be text as a spec has it."""
     head, _, call = whole.partition("(")
     try:
-        node: Any = ast.parse(f"x({call}" if call else "x()", mode="eval").body
-        new = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"recipe: cannot set '{setting}' to '{text}' in '{whole}'; give the whole spec") from error
-    node.keywords = [k for k in node.keywords if k.arg != setting] + [ast.keyword(arg=setting, value=new)]
-    return f"{head}{ast.unparse(node)[1:]}"
+        _, args, settings = parse_spec(f"x({call}" if call else "x")
+        if isinstance(value, str):
+            value = parse_spec(f"x({setting}={value.strip()})")[2][setting]
+    except SpecError as error:
+        raise ValueError(f"recipe: cannot set '{setting}' to '{value}' in '{whole}'; give the whole spec") from error
+    return head + format_spec("", args, {**settings, setting: value})
 
 
 def interval(text: str) -> tuple[int, bool]:
