@@ -231,7 +231,9 @@ def official_name(name: str, method: str, groups: int) -> str:
 
 def build(method: str, model_name: str, config: dict[str, Any]) -> nn.Module:
     name, size = MODELS[model_name]
-    model = timm.create_model(name, img_size=size, num_classes=10)
+    with torch.device("meta"):  # every value follows below
+        model = timm.create_model(name, img_size=size, num_classes=10)
+    model.to_empty(device="cpu")
     patches = (size // (14 if "patch14" in name else 16)) ** 2
     reduce(
         model,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import make_dataset
 
 from vitrim.data.images import EXTENSIONS
 from vitrim.datasets._fake import CLASSES, TEST, TRAIN, place
@@ -103,6 +102,8 @@ ROOT/CLASS/anything.jpg           class folders only: val=0.2 and test=0.2 cut s
         return 0.2 if split == "val" and not within else found
 
     def _images(self, base: Path) -> list[Item]:
+        from torchvision.datasets.folder import make_dataset  # seconds to import; a list of the data sets does without
+
         index = {name: i for i, name in enumerate(self.classes)}
         here = {p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")}
         strange = sorted(here - set(index))

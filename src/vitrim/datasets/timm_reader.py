@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from timm.data.readers.reader_factory import create_reader
 
 from vitrim.datasets._fake import CLASSES, TEST, TRAIN, place
 from vitrim.datasets.base import DATASETS, DataError, DataSet, Item
@@ -114,6 +113,8 @@ ROOT/test/CLASS/...       optional"""
         return self._readers[split]
 
     def _open(self, split: str) -> Any:
+        from timm.data.readers.reader_factory import create_reader  # seconds to import; a list of the data sets does without
+
         source: str = getattr(self, split)
         options: dict[str, Any] = {"class_map": str(self.folder / self.class_map)} if self.class_map else {}
         # Without this, every split would number its own folders.

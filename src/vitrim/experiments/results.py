@@ -89,7 +89,9 @@ def class_table(task: Task, results: Results, targets: Array, classes: Sequence[
     return {"class": list(classes), "images": counts.tolist(), "top1": _percent(first, counts), "top5": _percent(five, counts)}
 
 
-def image_table(task: Task, results: Results, targets: Array, paths: Sequence[str], classes: Sequence[str]) -> dict[str, list[Any]]:
+def image_table(
+    task: Task, results: Results, targets: Array, paths: Sequence[str], classes: Sequence[str]
+) -> dict[str, list[Any]]:
     """One row an image: path, target, prediction, confidence and loss; of several labels their names, joined by ``|``."""
     table: dict[str, list[Any]] = {"index": results["index"].tolist(), "path": list(paths)}
     if task.targets == "labels":

@@ -108,7 +108,7 @@ def of_run(run: Path, changes: Changes, device: torch.device) -> Subject:
     inside = (run / "config.yaml").is_file() or (run.parent / "config.yaml").is_file()
     folder = _place(run if run.is_dir() else run.parent, changes) if inside else None
     what = {
-        "model": recipe.model, "weights": _weights(run, changes), **_reduction(loaded.model), "data": recipe.data,
+        "model": recipe.model, "weights": _weights(run, changes), **_reduction(loaded.model, changes.schedule or recipe.schedule), "data": recipe.data,
         "split": changes.split or recipe.eval_split, "transform": spec(transform),
     }  # fmt: skip
     if changes.data is not None:
@@ -138,13 +138,15 @@ def of_model(name: str, weights: Path | None, changes: Changes, device: torch.de
     if changes.method not in (None, *NONE):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            reduction = reduce(loaded.model, changes.method or "none", **({"schedule": changes.schedule} if changes.schedule else {}))
+            reduction = reduce(
+                loaded.model, changes.method or "none", **({"schedule": changes.schedule} if changes.schedule else {})
+            )
             untrained = not reduction.load_learned(loaded.reduction)
         notes += [str(w.message) for w in said]
         if untrained:
             notes.append(f"the learned part of {reduction.method} is untrained: accuracies mean nothing")
     what = {
-        "model": name, "weights": None if weights is None else str(weights), **_reduction(loaded.model), "data": changes.data,
+        "model": name, "weights": None if weights is None else str(weights), **_reduction(loaded.model, changes.schedule), "data": changes.data,
         "split": changes.split or "val", "transform": "the model's own" if changes.transform is None else spec(transform),
     }  # fmt: skip
     call = transform if changes.transform is None else transform.eval()
@@ -221,26 +223,35 @@ def _labels(loaded: LoadedModel, dataset: DataSet) -> list[int] | None:
     return None
 
 
-def _reduction(model: nn.Module) -> dict[str, str | None]:
+def _reduction(model: nn.Module, schedule: str | None) -> dict[str, str | None]:
+    """What the model is reduced by; the schedule as it was given, because one that says ``keep`` alone does not tell much."""
     reduction = getattr(model, "reduction", None)
     if not isinstance(reduction, Reduction):
         return dict.fromkeys(("method", "schedule", "cache", "head"))
     none = reduction.method == "none"
     return {
-        "method": None if none else reduction.method, "schedule": None if none else spec(reduction.schedule),
+        "method": None if none else reduction.method, "schedule": None if none else spec(schedule or reduction.schedule),
         "cache": None if reduction.cache is None else spec(reduction.cache),
         "head": None if reduction.head is None else spec(reduction.head),
     }  # fmt: skip
 
 
 def _weights(run: Path, changes: Changes) -> str:
-    return str(run) if run.is_file() and run.name not in ("model.safetensors", "ema.safetensors") else "ema" if changes.ema else "final"
+    return (
+        str(run)
+        if run.is_file() and run.name not in ("model.safetensors", "ema.safetensors")
+        else "ema"
+        if changes.ema
+        else "final"
+    )
 
 
 def _place(run: Path, changes: Changes) -> Path:
     """The run itself for the model as it was trained; a folder below for everything else, so that reports stay right."""
     recipe = RunFolder(run).recipe()
-    parts = [text for text, was in ((changes.method, recipe.method), (changes.schedule, recipe.schedule)) if text not in (None, was)]
+    parts = [
+        text for text, was in ((changes.method, recipe.method), (changes.schedule, recipe.schedule)) if text not in (None, was)
+    ]
     parts += ["ema"] if changes.ema else []
     parts += [text for text in (changes.data, changes.transform) if text is not None]
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part or "").strip("-") for part in parts)

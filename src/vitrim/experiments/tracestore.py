@@ -112,7 +112,9 @@ class TraceStore:
         """
         name = f"stage{self._stage(stage)}.soft"
         if name not in self.columns:
-            raise TraceError(f"'{self.path}' has no soft maps; they are recorded for soft methods with: vitrim eval RUN --trace --soft")
+            raise TraceError(
+                f"'{self.path}' has no soft maps; they are recorded for soft methods with: vitrim eval RUN --trace --soft"
+            )
         return self._read(name, rows)
 
     @property
@@ -231,7 +233,9 @@ class TraceStore:
 
     def _read(self, name: str, rows: Rows = None, signed: bool = False) -> Array:
         """A column, or some rows of it; parts of ragged methods differ in width from shard to shard and are padded with -1."""
-        whole = np.arange(len(self)) if rows is None or isinstance(rows, slice) else np.atleast_1d(np.asarray(rows, dtype=np.int64))
+        whole = (
+            np.arange(len(self)) if rows is None or isinstance(rows, slice) else np.atleast_1d(np.asarray(rows, dtype=np.int64))
+        )
         if isinstance(rows, slice):
             whole = whole[rows]
         if len(whole) and not (-len(self) <= whole.min() and whole.max() < len(self)):
@@ -283,7 +287,9 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="np")
     except (OSError, SafetensorError) as error:
-        raise TraceError(f"shard '{path}' cannot be read ({error}); remove it and run the same vitrim eval --trace again") from error
+        raise TraceError(
+            f"shard '{path}' cannot be read ({error}); remove it and run the same vitrim eval --trace again"
+        ) from error
 
 
 def _signed(part: Array) -> Array:

@@ -179,7 +179,9 @@ def _even(arrays: list[Array]) -> list[Array]:
     """Arrays of indices of one width and type."""
     if len({array.dtype for array in arrays}) > 1:
         wide = np.result_type(np.int16, *{array.dtype for array in arrays})
-        arrays = [np.where(a == NOTHING, -1, a.astype(wide)).astype(wide) if a.dtype == np.uint8 else a.astype(wide) for a in arrays]
+        arrays = [
+            np.where(a == NOTHING, -1, a.astype(wide)).astype(wide) if a.dtype == np.uint8 else a.astype(wide) for a in arrays
+        ]
     width = np.max([array.shape[1:] for array in arrays], axis=0)
     nothing = NOTHING if arrays[0].dtype == np.uint8 else 0 if arrays[0].dtype.kind == "f" else -1
     pads = [[(0, 0), *((0, int(w - n)) for w, n in zip(width, array.shape[1:], strict=True))] for array in arrays]

@@ -1,0 +1,224 @@
+"""``vitrim eval``: accuracy, cost and speed of a trained model, and the record of what it does to every image."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from cyclopts import Parameter
+
+from vitrim.experiments.evaluate import Settings, evaluate
+from vitrim.experiments.processes import Processes
+from vitrim.experiments.subject import Changes, Subject, of_model, of_run
+from vitrim.experiments.tracing import TraceOptions
+from vitrim.training.progress import clock
+from vitrim.training.stop import Stop
+
+Flag = Annotated[bool, Parameter(negative="")]
+_SECONDS = 15.0  # between lines where nothing can be rewritten
+
+
+def eval(
+    run: Path | None = None,
+    *,
+    weights: Path | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    split: str | None = None,
+    transform: str | None = None,
+    task: Literal["classify", "multilabel"] | None = None,
+    method: str | None = None,
+    schedule: str | None = None,
+    ema: Flag = False,
+    limit: int | None = None,
+    batch_size: int = 64,
+    rounds: int = 5,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    skip_unreadable: Flag = False,
+    predictions: Literal["csv", "parquet"] | None = None,
+    trace: Flag = False,
+    blocks: str = "auto",
+    features: str | None = None,
+    features_dtype: Literal["float16", "float32"] = "float16",
+    soft: Flag = False,
+    overwrite: Flag = False,
+    out: Path | None = None,
+) -> int:
+    """Evaluate a run, a weights file, or any model: accuracy, GFLOPs, speed; record what it does to every image.
+
+    vitrim eval RUN, vitrim eval --weights RUN/model.safetensors, or vitrim eval --model timm/NAME --data "imagenet(root='DIR')".
+    Writes evaluation.json into the run (below RUN/evaluations with another reduction), or into --out. Speed is timed in turns with
+    the dense model; GFLOPs are 1e9 multiply-adds per image. Many processes: accelerate launch -m vitrim.cli.app eval ...
+
+    Args:
+        run: folder of a finished run.
+        weights: safetensors file: of a run, which tells everything itself, or the weights of --model.
+        model: model by name, as for vitrim bench, when it is not of a run.
+        data: data set as in a recipe; for a run, another place or another set of the same classes.
+        split: split of the data set; that of the recipe's evaluations (otherwise val) when left out.
+        transform: spec of other transforms of the images.
+        task: what is measured; by the data set when left out.
+        method: reduce by another method; none for the dense model.
+        schedule: reduce by another schedule.
+        ema: take the moving average of the weights.
+        limit: number of images, spread evenly over the split.
+        batch_size: images per batch, for the measurement of speed as well.
+        rounds: readings of the clock; 0 leaves the speed out.
+        workers: processes that load images.
+        threads: CPU threads; PyTorch's choice when left out.
+        device: cpu, cuda, or auto.
+        precision: of the forward pass; that of the run (otherwise fp32) when left out.
+        skip_unreadable: leave out unreadable images, and count them, instead of stopping.
+        predictions: write tables of every image and of every class.
+        trace: record reduction patterns, features and predictions of every image in RUN/trace; an interrupted trace goes on.
+        blocks: blocks with features in the trace: numbers as 3,6,9,11, auto (these, of 12), all or none.
+        features: cls, mean (of the patches), or cls,mean.
+        features_dtype: number format of the features.
+        soft: keep the whole matrices of soft methods in the trace.
+        overwrite: replace a trace of something else.
+        out: folder for what is written.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise ValueError("--threads is 1 or more")
+        torch.set_num_threads(threads)
+    changes = Changes(method, schedule, data, split, transform, precision, task, ema)
+    kinds = None if features is None else tuple(word.strip() for word in features.split(","))
+    options = TraceOptions(blocks, kinds, features_dtype, soft) if trace else None
+    settings = Settings(batch_size, limit, workers, rounds, options, predictions, overwrite)
+    with Processes() as processes:
+        place = processes.device(_device(device))
+        subject = _subject(run, weights, model, changes, place)
+        subject.skip = subject.skip or skip_unreadable
+        target = out or (_limited(subject.folder, limit) if subject.folder else None)
+        return _run(subject, target, settings, place, processes)
+
+
+def _run(subject: Subject, out: Path | None, settings: Settings, device: torch.device, processes: Processes) -> int:
+    line = _Line()
+    with Stop() as stop:
+
+        def say(done: int, total: int) -> None:
+            line.tell(done, total)
+            if stop.signal:
+                raise KeyboardInterrupt
+
+        try:
+            values = evaluate(subject, out, settings, device=device, processes=processes, say=say)
+        except KeyboardInterrupt:
+            line.close()
+            kept = " what is recorded stays, and the same command goes on;" if settings.trace else ""
+            print(f"interrupted after {line.done} of {line.total} images;{kept} no results were written", file=sys.stderr)
+            return 128 + (stop.signal or 2)
+        finally:
+            line.close()
+    if processes.main:
+        print(table(values, out, settings))
+    return 0
+
+
+def _subject(run: Path | None, weights: Path | None, model: str | None, changes: Changes, device: torch.device) -> Subject:
+    if model is not None:
+        if run is not None:
+            raise ValueError(
+                f"'{run}' is a run, which knows its model; leave out --model, or give --weights {run}/model.safetensors"
+            )
+        return of_model(model, weights, changes, device)
+    if (run is None) == (weights is None):
+        raise ValueError(
+            "give one thing to evaluate: vitrim eval RUN, vitrim eval --weights FILE.safetensors, or --model NAME --data SPEC"
+        )
+    return of_run(run or weights or Path(), changes, device)
+
+
+def _limited(folder: Path, limit: int | None) -> Path:
+    """A part of the split is a quick look, which must not pass for the run's evaluation."""
+    if limit is None:
+        return folder
+    return folder / f"limit{limit}" if folder.parent.name == "evaluations" else folder / "evaluations" / f"limit{limit}"
+
+
+def _device(name: str) -> torch.device:
+    from vitrim.cli.bench import pick_device
+
+    return pick_device(name)
+
+
+def table(values: dict[str, Any], out: Path | None, settings: Settings) -> str:
+    """The results for people."""
+    reduced = " + ".join(str(values[k]) for k in ("method", "cache", "head") if values[k]) or "dense"
+    which = values["weights"] if values["weights"] in ("final", "ema") else None
+    lines = [
+        f"{values['model']}{f', {which} weights' if which else ''}",
+        f"{reduced}{', ' + values['schedule'] if values['schedule'] else ''}",
+        f"{values['data']}, {values['split']}: {values['images']} images, {values['classes']} classes"
+        + (f" ({values['skipped']} unreadable ones left out)" if values["skipped"] else ""),
+        "",
+    ]
+    names = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "CF1": "CF1", "OF1": "OF1"}
+    rows = [(label, f"{values[key]:.2f} %") for key, label in names.items() if key in values]
+    rows.append(("loss", f"{values['loss']:.4f}"))
+    rows += _cost(values)
+    lines += [f"{label:<12}{text}" for label, text in rows]
+    lines += [f"note: {note}" for note in values["notes"]]
+    if out is not None:
+        written = [str(out / "evaluation.json")]
+        if settings.predictions:
+            written += [f"predictions.{settings.predictions}", f"classes.{settings.predictions}"]
+        if "trace" in values:
+            written.append(f"trace ({values['trace']['bytes_per_image'] / 1e3:.1f} kB per image)")
+        lines += ["", f"written: {', '.join(written)}"]
+    return "\n".join(lines)
+
+
+def _cost(values: dict[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    dense = values.get("dense_gflops")
+    if values.get("gflops"):
+        fewer = f" (dense {dense:.3f}: {dense / values['gflops']:.2f} times as many)" if dense else ""
+        rows.append(("GFLOPs", f"{values['gflops']:.3f}{fewer}"))
+    rows.append(("parameters", f"{values['parameters'] / 1e6:.2f} M"))
+    if values.get("images_per_second"):
+        low, high = values["images_per_second_quartiles"]
+        text = f"{values['images_per_second']:.0f} (quartiles {low:.0f} to {high:.0f}; batches of {values['timed_batch']}"
+        text += f", {values['precision']}, {values['device']})"
+        if "speedup" in values:
+            low, high = values["speedup_quartiles"]
+            text += f": {values['speedup']:.2f} times the dense model ({low:.2f} to {high:.2f})"
+        rows.append(("images/s", text))
+    if values["evaluated_per_second"]:
+        rows.append(("evaluated", f"in {values['seconds']:.1f} s, {values['evaluated_per_second']:.0f} images/s with loading"))
+    return rows
+
+
+class _Line:
+    """Images done, speed, time left: rewritten on a terminal, now and then a new line elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self.done = self.total = 0
+        self._start = self._shown = time.monotonic()
+        self._first: int | None = None
+
+    def tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._first is None:  # what an earlier call recorded took no time
+            self._first, self._start = done, now
+        self.done, self.total = done, total
+        if now - self._shown < (0.1 if self.live else _SECONDS):
+            return
+        self._shown = now
+        pace = (done - self._first) / max(now - self._start, 1e-9)
+        left = clock((total - done) / pace) if pace else "?"
+        text = f"{done}/{total} images  {pace:.0f} images/s  {left} left"
+        print(f"\r\033[K{text}" if self.live else text, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
