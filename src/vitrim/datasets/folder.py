@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
 from vitrim.data.images import EXTENSIONS
 from vitrim.datasets._fake import CLASSES, TEST, TRAIN, place
 from vitrim.datasets.base import DATASETS, DataError, DataSet, Item

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-
 from vitrim.datasets._fake import CLASSES, TEST, TRAIN, place
 from vitrim.datasets.base import DATASETS, DataError, DataSet, Item
 
