@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from timm.models import VisionTransformer
 
+import vitrim
 from vitrim import SpecError
 from vitrim.core.registry import SCHEDULES
-from vitrim.core.schedule import R
+from vitrim.core.schedule import START, Course, R
 
 
 @pytest.mark.parametrize(
@@ -47,9 +50,77 @@ def test_targets_of_counts() -> None:
     assert SCHEDULES.build("counts(tokens=[100, 50], at=[2, 5])").targets(196, 12) == {2: 100, 5: 50}
 
 
+def test_targets_of_share() -> None:
+    """Rounded up, of what reaches each location."""
+    assert SCHEDULES.build("share(rate=0.5)").targets(37, 12) == {3: 19, 6: 10, 9: 5}
+    assert SCHEDULES.build("share(rate=0.1)").targets(785, 12) == {3: 79, 6: 8, 9: 1}
+    assert SCHEDULES.build("share(rate=[0.7, 0.5], at=[0, 3])").targets(196, 4) == {0: 138, 3: 69}
+    assert SCHEDULES.build("share(rate=1.0, at=[2])").targets(196, 4) == {2: 196}
+    assert SCHEDULES.build("share(rate=0.01)").targets(10, 12) == {3: 1, 6: 1, 9: 1}, "one stays"
+
+
+def course(text: str, joins: dict[int, int] | None = None, left: int = 0, patches: int = 36) -> list[tuple[int, int, int, int]]:
+    """``(block, target, tokens that reach it, reference)`` for a method that leaves ``target + left`` tokens."""
+    found: list[tuple[int, int, int, int]] = []
+    on_the_way = Course(SCHEDULES.build(text), patches, 12, joins)
+    for block, target in on_the_way:
+        found.append((block, target, on_the_way.left, on_the_way.reference))
+        on_the_way.left = target + left
+    return found
+
+
+def test_course_of_a_schedule_that_knows_its_counts() -> None:
+    assert course("keep(rate=0.5)") == [(3, 18, 36, 36), (6, 9, 18, 18), (9, 4, 9, 9)]
+    # Tokens that join reach the next locations; targets do not move.
+    joins = {START: 1, 3: 6, 6: 6, 9: 6, 10: 2}
+    assert course("keep(rate=0.5)", joins) == [(3, 18, 37, 36), (6, 9, 24, 18), (9, 4, 15, 9)]
+
+
+def test_course_of_a_share() -> None:
+    assert course("share(rate=0.5)") == [(3, 18, 36, 36), (6, 9, 18, 18), (9, 5, 9, 9)]
+    joins = {START: 1, 3: 6, 6: 6, 9: 6, 10: 2}
+    assert course("share(rate=0.5)", joins) == [(3, 19, 37, 37), (6, 13, 25, 25), (9, 10, 19, 19)]  # Top-K's lengths less one
+    assert course("share(rate=0.5)", joins, left=1) == [(3, 19, 37, 37), (6, 13, 26, 26), (9, 10, 20, 20)]  # with a fused token
+
+
+def test_joins_at_the_edges() -> None:
+    """What joins after a block counts from the next one on, also after block 0 and between neighbours."""
+    assert course("share(rate=0.5, at=[0, 1])", {0: 4, 1: 100}) == [(0, 18, 36, 36), (1, 11, 22, 22)]
+    assert course("counts(tokens=[20, 10], at=[1, 11])", {START: 2, 1: 3, 5: 4}) == [(1, 20, 38, 36), (11, 10, 27, 20)]
+
+
+def test_the_least() -> None:
+    def least(text: str, target: int, fewest: int = 0) -> int:
+        return Course(SCHEDULES.build(text), 36, 12, fewest=fewest).at_least(target)
+
+    assert least("keep(rate=0.02)", 0) == 1
+    assert least("keep(rate=0.02, least=0)", 0) == 0
+    assert least("keep(rate=0.02, least=0)", 0, fewest=1) == 1
+    assert least("keep(rate=0.02, least=5)", 2) == 5
+    assert least("keep(rate=0.02, least=5)", 7) == 7
+    assert least("share(rate=0.02)", 0) == 1
+    assert least("r(n=8)", -20) == 1
+    assert least("counts(tokens=[0], at=[3])", 0) == 0
+
+
+@pytest.mark.parametrize("method", ["kmedoids", "dpcknn", "sinkhorn"])
+def test_methods_that_cluster_leave_one_token(method: str) -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=3).eval()
+    reduction = vitrim.reduce(model, method, "counts(tokens=[2, 0], at=[1, 2])")
+    assert reduction.plan(16) == {1: 2, 2: 1}
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 32, 32)).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("share(rate=0)", r"rate is the share that stays, in \(0, 1\]; got 0"),
+        ("share(rate=[0.5, 0.3])", "rate lists 2 shares for 3 locations; give one for each"),
+        ("share(at=[6, 3])", "ascending order"),
+        ("share(least=0)", "share has no setting 'least'; it has: rate, at"),
+        ("keep(least=-1)", "least is a number of tokens, 0 or more; got -1"),
+        ("keep(least=0.5)", "least is a number of tokens, 0 or more; got 0.5"),
         ("keep(rate=0.0)", r"rate is the share that stays, in \(0, 1\]; got 0.0"),
         ("keep(rate=1.5)", r"rate is the share that stays, in \(0, 1\]; got 1.5"),
         ("keep(rate=[0.5, 0.3])", "rate lists 2 shares for 3 locations; give one for each"),

@@ -21,7 +21,7 @@ CARRIERS = (
     "timm_vit", "timm_deit3", "timm_clip", "timm_avg", "timm_dinov2", "timm_parallel_scaling", "timm_eva02", "timm_dinov3",
     "timm_beit", "timm_beit_shared",
 )  # fmt: skip
-SOME = ("topk", "ats", "tome", "dynamicvit", "sit")
+SOME = ("ats", "tome")  # padding and sizes; the rest of the matrix is heavy
 
 
 def _pair(family: str, method: str) -> Any:
@@ -32,7 +32,7 @@ def _pair(family: str, method: str) -> Any:
 every_pair = pytest.mark.parametrize(("family", "method"), [_pair(f, m) for f in CARRIERS for m in EVERY])
 some_pairs = pytest.mark.parametrize(
     ("family", "method"),
-    [_pair(f, m) for f in CARRIERS for m in EVERY if f == "timm_vit" or m in ("ats", "tome", "dynamicvit")],
+    [_pair(f, m) for f in CARRIERS for m in EVERY if f == "timm_vit" or m in SOME],
 )
 every_method = pytest.mark.parametrize("method", EVERY)
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot remove so many tokens")  # ToMe, at low rates
@@ -95,13 +95,9 @@ SCHEDULES = [
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @every_method
 def test_schedules(method: str, schedule: str) -> None:
-    if vitrim.describe(method).site == "before" and "attention" in vitrim.describe(method).needs and "0" in schedule[:16]:
-        pytest.skip("reads the attention of the block before")
-    try:
-        model = carrying("timm_vit", method, schedule)
-    except vitrim.SpecError as problem:
-        assert "block 0 has none" in str(problem)
-        return
+    if method == "kmedoids" and (schedule.startswith("r(") or "at=[0" in schedule):
+        pytest.skip("reads the attention of the block before the reducing one")
+    model = carrying("timm_vit", method, schedule)
     with torch.no_grad():
         out, found = lengths_of(model)
     assert torch.isfinite(out).all()
@@ -109,7 +105,7 @@ def test_schedules(method: str, schedule: str) -> None:
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("cache", ["clc", "clc(protect=true)", "clc(num_clr=0)", "clc(compat=official)"])
+@pytest.mark.parametrize("cache", ["clc", "clc(protect=true)", "clc(num_clr=0)"])
 @pytest.mark.parametrize(
     "schedule", ["keep(rate=0.02, at=[1, 2], least=0)", "keep(rate=0.02, at=[1, 2])", "share(rate=0.02, at=[1, 2])"]
 )
@@ -120,6 +116,15 @@ def test_extreme_rates_give_numbers(method: str, schedule: str, cache: str, trai
     assert torch.isfinite(out).all()
     if not train:
         check_lengths(model, found)
+
+
+@pytest.mark.parametrize("method", ["topk", "sit", "patchmerger", "dynamicvit"])
+def test_the_published_mean_of_nothing(method: str) -> None:
+    """With ``compat=official`` the mean of no token is no number, which the law above would not notice otherwise."""
+    schedule = "keep(rate=0.02, at=[1, 2], least=0)"
+    with torch.no_grad():
+        assert run(carrying("timm_vit", method, schedule, "clc(compat=official)")).isnan().all()
+        assert run(carrying("timm_vit", method, schedule)).isfinite().all()
 
 
 OPTIONS = {
@@ -151,7 +156,7 @@ def test_what_share_counts(method: str) -> None:
     model = carrying("timm_vit", method, "share(rate=0.5, at=[1, 3])")
     protected = carrying("timm_vit", method, "share(rate=0.5, at=[1, 3])", "clc(protect=true)")
     plan = model.reduction.plan(PATCHES)
-    if method in ("topk", "fixed"):  # 37 -> 19, and then 2 join at block 1 and 2 at block 2
+    if method == "topk":  # 37 -> 19, and then 2 join at block 1 and 2 at block 2
         assert plan == {1: 19, 3: 12}
         assert protected.reduction.plan(PATCHES) == {1: 18, 3: 9}
     if method == "evit":
@@ -390,9 +395,11 @@ def test_protected_tokens_survive_every_stage(family: str, method: str) -> None:
     assert model.reduction.plan(PATCHES) == bare.reduction.plan(PATCHES), "protected tokens are none of the schedule's"
 
 
-@pytest.mark.parametrize(
-    "method", [m for m in METHODS if vitrim.describe(m).family in ("prune", "merge", "soft") and m != "dpcknn"]
-)
+# DPC-KNN leaves joined tokens alone, as published; K-Medoids reads an attention that has not seen them; fixed counts patches.
+CANDIDATES = [m for m in METHODS if m not in ("dpcknn", "kmedoids", "fixed")]
+
+
+@pytest.mark.parametrize("method", CANDIDATES)
 def test_unprotected_tokens_are_candidates(method: str) -> None:
     """The counterpart, as published: with one token to be left of all, the carrier goes like any other."""
     model = carrying("timm_vit", method, "counts(tokens=[3, 1], at=[1, 2])", head=None)
@@ -424,8 +431,9 @@ def test_unprotected_tokens_are_candidates(method: str) -> None:
         ("timm_vit", {"cache": "clk"}, "unknown cache 'clk'; did you mean 'clc'"),
         ("timm_vit", {"head": "cla(groups=-1)"}, "groups is a number of outputs per channel, 0 or more; got -1"),
         ("timm_vit", {"head": "clb"}, "unknown head 'clb'; did you mean 'cla'"),
-        ("torchvision_vit", {"head": "cla"}, "cla"),
-        ("open_clip_vit", {"head": "cla"}, "cla"),
+        ("torchvision_vit", {"head": "cla"}, "this model has none|needs a model of timm"),
+        ("open_clip_vit", {"head": "cla"}, "this model has none|needs a model of timm"),
+        ("hf_vit", {"cache": "clc"}, r"carriers start as copies of the class token, .* use clc\(num_clr=0\)"),
     ],
 )
 def test_refusals(family: str, options: dict[str, str], message: str) -> None:
@@ -471,14 +479,10 @@ OTHERS = [name for name, family in FAMILIES.items() if family.library not in ("t
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_libraries_work_or_refuse(name: str) -> None:
+def test_other_libraries(name: str) -> None:
     model: Any = make(name)
     part = getattr(model, "visual", model)
-    try:
-        reduction = vitrim.reduce(part, "tome", SCHEDULE, cache="clc(num_clr=0)")
-    except vitrim.SpecError as problem:
-        assert "cache" in str(problem) or "clc" in str(problem)
-        return
+    reduction = vitrim.reduce(part, "tome", SCHEDULE, cache="clc(num_clr=0)")
     with torch.no_grad():
         assert torch.isfinite(run(model)).all()
         assert reduction.final is not None

@@ -4,7 +4,6 @@ A parameter is a function of its official name alone, so that the numbers below 
 recorded by running the official modules on models of timm (float32, CPU); gradients are those of mean cross-entropy.
 """
 
-# ruff: noqa: E501 - rows of a table
 from __future__ import annotations
 
 import math
@@ -169,7 +168,10 @@ PARTS["clca"] = PARTS["cla"] | PARTS["clc"]
 def rows(table: str) -> Any:
     found = [line.split(";") for line in table.splitlines()]
     names = ["-".join(row[:2] if row[1] in ("base", "clca") else row[:3]) for row in found]
-    return pytest.mark.parametrize("row", found, ids=[re.sub(r"[ =]", "_", name) for name in names])
+    ids = [re.sub(r"[ =]", "_", name) for name in names]
+    heavy = {"clip"}  # 86 million parameters by the rule take three seconds
+    marks = [pytest.mark.heavy if heavy & set(row) else () for row in found]
+    return pytest.mark.parametrize("row", [pytest.param(r, id=i, marks=m) for r, i, m in zip(found, ids, marks, strict=True)])
 
 
 def configuration(text: str, rate: float) -> dict[str, Any]:

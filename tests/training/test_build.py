@@ -4,10 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.training.small import MODEL, recipe
+from tests.training.small import MODEL, SMALL, recipe
 from vitrim.core.registry import SpecError
 from vitrim.data.finetune import model_to_train
-from vitrim.training.build import build_dataset, build_model, build_transform, freeze, load_run, quote_paths
+from vitrim.training.build import build_dataset, build_model, build_transform, freeze, load_run
+from vitrim.training.recipe import Recipe
 
 CLASSES = ["a", "b", "c"]
 
@@ -122,20 +123,6 @@ def test_processes_may_make_the_fake_set_at_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "quoted"),
-    [
-        ("cub(root=data/cub)", "cub(root='data/cub')"),
-        ("cub(root=/a b/c, shots=4)", "cub(root='/a b/c', shots=4)"),
-        ("cub(root=~/cub)", "cub(root='~/cub')"),
-        ("cub(root='data/cub')", "cub(root='data/cub')"),
-        ("folder(root=x, val=0.2)", "folder(root=x, val=0.2)"),
-    ],
-)
-def test_paths_need_no_quotes(text, quoted):
-    assert quote_paths(text) == quoted
-
-
-@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"data": ""}, "'data' names no data set"),
@@ -161,3 +148,28 @@ def test_files_that_no_run_wrote(tmp_path):
         load_run(file)
     with pytest.raises(FileNotFoundError, match="holds no run"):
         load_run(tmp_path)
+
+
+def test_weights_of_another_patch_size(tmp_path):
+    """Patches of 8 taken for patches of 4: the embedding of an enlarged image is that of the image, nearly."""
+    state, file = start(tmp_path, classes=3)
+    notes = []
+    finer = build_model(
+        Recipe.from_mapping({**SMALL, "weights": file, "model": MODEL.replace("patch_size=8", "patch_size=4")}),
+        CLASSES,
+        notes=notes,
+    )
+    assert any("resampled from patches of 8 x 8 to 4 x 4" in note for note in notes)
+    smooth = torch.nn.functional.interpolate(torch.randn(2, 3, 4, 4), size=16, mode="bicubic")
+    large = torch.nn.functional.interpolate(smooth, scale_factor=2, mode="bicubic")
+    wanted = torch.nn.functional.conv2d(large, state["patch_embed.proj.weight"], stride=8)
+    found = torch.nn.functional.conv2d(smooth, finer.patch_embed.proj.weight, stride=4)
+    assert torch.corrcoef(torch.stack([wanted.flatten(), found.flatten()]))[0, 1] > 0.9
+
+
+def test_weights_are_loaded_into_a_model_without_pretrained_ones(tmp_path):
+    state, file = start(tmp_path, classes=3)
+    assert "pretrained=false" in MODEL
+    model = build_model(recipe(weights=file), CLASSES)
+    assert torch.equal(model.blocks[2].attn.qkv.weight, state["blocks.2.attn.qkv.weight"])
+    assert torch.equal(model.head.weight, state["head.weight"])

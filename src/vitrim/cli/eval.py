@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import torch
 from cyclopts import Parameter
 
+from vitrim.cli.bench import pick_device
 from vitrim.experiments.evaluate import Settings, evaluate
 from vitrim.experiments.processes import Processes
 from vitrim.experiments.subject import Changes, Subject, of_model, of_run
 from vitrim.experiments.tracing import TraceOptions
 from vitrim.training.progress import clock
-from vitrim.training.stop import Stop
 
 Flag = Annotated[bool, Parameter(negative="")]
 _SECONDS = 15.0  # between lines where nothing can be rewritten
@@ -53,8 +53,8 @@ def eval(
     """Evaluate a run, a weights file, or any model: accuracy, GFLOPs, speed; record what it does to every image.
 
     vitrim eval RUN, vitrim eval --weights RUN/model.safetensors, or vitrim eval --model timm/NAME --data "imagenet(root='DIR')".
-    Writes evaluation.json into the run (below RUN/evaluations with another reduction), or into --out. Speed is timed in turns with
-    the dense model; GFLOPs are 1e9 multiply-adds per image. Many processes: accelerate launch -m vitrim.cli.app eval ...
+    Writes evaluation.json into the run (below RUN/evaluations with another reduction), or into --out. Speed is timed in turns
+    with the dense model; GFLOPs are 1e9 multiply-adds per image. Many processes: accelerate launch -m vitrim.cli.app eval ...
 
     Args:
         run: folder of a finished run.
@@ -93,7 +93,7 @@ def eval(
     options = TraceOptions(blocks, kinds, features_dtype, soft) if trace else None
     settings = Settings(batch_size, limit, workers, rounds, options, predictions, overwrite)
     with Processes() as processes:
-        place = processes.device(_device(device))
+        place = processes.device(pick_device(device))
         subject = _subject(run, weights, model, changes, place)
         subject.skip = subject.skip or skip_unreadable
         target = out or (_limited(subject.folder, limit) if subject.folder else None)
@@ -102,22 +102,16 @@ def eval(
 
 def _run(subject: Subject, out: Path | None, settings: Settings, device: torch.device, processes: Processes) -> int:
     line = _Line()
-    with Stop() as stop:
-
-        def say(done: int, total: int) -> None:
-            line.tell(done, total)
-            if stop.signal:
-                raise KeyboardInterrupt
-
-        try:
-            values = evaluate(subject, out, settings, device=device, processes=processes, say=say)
-        except KeyboardInterrupt:
-            line.close()
-            kept = " what is recorded stays, and the same command goes on;" if settings.trace else ""
-            print(f"interrupted after {line.done} of {line.total} images;{kept} no results were written", file=sys.stderr)
-            return 128 + (stop.signal or 2)
-        finally:
-            line.close()
+    try:
+        values = evaluate(subject, out, settings, device=device, processes=processes, say=line.tell)
+    except KeyboardInterrupt:
+        # Nothing is half-written at any instant, so that it need not be asked for nicely.
+        line.close()
+        kept = "the finished shards of the trace stay, and the same command goes on" if settings.trace else "nothing was written"
+        print(f"interrupted after {line.done} of {line.total} images; {kept}", file=sys.stderr)
+        return 130
+    finally:
+        line.close()
     if processes.main:
         print(table(values, out, settings))
     return 0
@@ -126,9 +120,7 @@ def _run(subject: Subject, out: Path | None, settings: Settings, device: torch.d
 def _subject(run: Path | None, weights: Path | None, model: str | None, changes: Changes, device: torch.device) -> Subject:
     if model is not None:
         if run is not None:
-            raise ValueError(
-                f"'{run}' is a run, which knows its model; leave out --model, or give --weights {run}/model.safetensors"
-            )
+            raise ValueError(f"'{run}' is a run, which knows its model; leave out --model")
         return of_model(model, weights, changes, device)
     if (run is None) == (weights is None):
         raise ValueError(
@@ -142,12 +134,6 @@ def _limited(folder: Path, limit: int | None) -> Path:
     if limit is None:
         return folder
     return folder / f"limit{limit}" if folder.parent.name == "evaluations" else folder / "evaluations" / f"limit{limit}"
-
-
-def _device(name: str) -> torch.device:
-    from vitrim.cli.bench import pick_device
-
-    return pick_device(name)
 
 
 def table(values: dict[str, Any], out: Path | None, settings: Settings) -> str:

@@ -24,14 +24,14 @@ def make_plan(reducer: Reducer, schedule: Schedule, patches: int, depth: int, jo
         around: whether every block starts from all tokens again: then each has a plan of its own.
     """
     if not around:
-        return reducer.plan(Course(schedule, patches, depth, joins))
+        return reducer.plan(Course(schedule, patches, depth, joins, reducer.fewest))
     targets = schedule.targets(patches, depth)
     if isinstance(schedule, R):
         removals = schedule.removals(depth)
         targets = {block: patches - removals[block] for block in targets}
     counts: Plan = {}
     for block, target in targets.items():
-        counts |= reducer.plan(Course(Counts([max(target, 1)], at=[block]), patches, depth))
+        counts |= reducer.plan(Course(Counts([max(target, 1)], at=[block]), patches, depth, fewest=reducer.fewest))
     return counts
 
 

@@ -45,6 +45,7 @@ class Reducer(nn.Module):
         carriers: whether tokens that joined the sequence (:mod:`vitrim.caching`) are ``candidates`` like the patches, or
             ``protected``, out of the method's sight, as published for CLCA; a setting of the cache protects them everywhere.
         official_prefix: whether the published code with such tokens keeps the whole prefix or the class token alone.
+        fewest: the smallest number of patch tokens that a stage can leave; 1 for methods that cluster.
         proportional: add log-sizes to the attention logits of later blocks (proportional attention).
         weighted: average merged tokens by their sizes.
     """
@@ -57,6 +58,7 @@ class Reducer(nn.Module):
     without_cls: ClassVar[str] = "the same; it does not use the class token"
     carriers: ClassVar[Literal["candidates", "protected"]] = "candidates"
     official_prefix: ClassVar[Literal["prefix", "class token"]] = "class token"
+    fewest: ClassVar[int] = 0
     proportional: bool = False
     weighted: bool = False
 
@@ -125,6 +127,7 @@ class Clusterer(Reducer):
     """A merging method: write :meth:`assign`; every cluster becomes the (size-weighted) mean of its tokens."""
 
     family = "merge"
+    fewest = 1
     weighted = True
 
     def features(self, t: Tokens) -> Tensor:

@@ -62,7 +62,9 @@ class Reduction(Runner):
         locations = sorted(schedule.targets(nominal or 196, self.depth))
         self.cache, self.head = cache, head
         self._set_up_plugins(model, locations)
-        protect = cache is not None and (cache.protect or reducer.carriers == "protected")
+        # The attention of the block before a stage knows nothing of tokens that joined in between.
+        blind = self.site == "before" and reducer.reads_attention
+        protect = cache is not None and (cache.protect or reducer.carriers == "protected" or blind)
         self._protect = protect
         # The leading tokens that stay, and what joins the others: in the method's sight, or not.
         self._official = cache is not None and cache.compat == "official"

@@ -56,8 +56,9 @@ class Runner(nn.Module):
             RuntimeError: when the blocks have not been run.
         """
         assert self.head is not None
-        taps = [tap for layer in self.head.taps if (tap := self._memory.taps[layer]) is not None]
-        if len(taps) != len(self.head.taps):
+        found = [self._memory.taps[layer] for layer in self.head.taps]
+        taps = [tap for tap in found if tap is not None]
+        if len(taps) != len(found):
             raise RuntimeError("the head reads the blocks, which have not been run; call the model from its input on")
         features = self.head.features(taps)
         return features if pre_logits else self.head.logits(features)
@@ -98,7 +99,7 @@ class Runner(nn.Module):
         if self.cache is not None:
             x, state = self._carry(self.cache, layer, x, state)
         if self.head is not None and layer in self.head.taps:
-            self._memory.taps[layer] = x[:, self.layout.cls or 0]
+            self._memory.taps[layer] = x[:, self.layout.cls or 0].clone()  # a view would hold the whole sequence
         self._memory.states[layer] = replace(state, attention=wanted)
         return (x, *out[1:]) if isinstance(out, tuple) and halves is None else x
 
@@ -142,7 +143,9 @@ class Runner(nn.Module):
     def _carry(self, cache: Cache, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
         """What the cache does after block ``layer``: put tokens back, then take a new group."""
         groups = self._memory.groups
-        back = [group for i in cache.returning(layer) if (group := groups[i]) is not None]
+        # Two steps: Dynamo cannot trace an assignment within a comprehension.
+        cached = [groups[i] for i in cache.returning(layer)]
+        back = [group for group in cached if group is not None]
         if back:
             state = replace(state, window=state.n)
             tokens = torch.cat(back, dim=1)

@@ -57,18 +57,23 @@ class Course:
         depth: number of blocks of the model.
         left: tokens that may be reduced, at the present location.
         reference: what the present target is measured from: the target before it, or ``left`` when the schedule is relative.
+        fewest: the smallest number of tokens that the method can leave.
 
     Args:
         schedule: what is asked for.
         patches: patch tokens of the input.
         depth: number of blocks of the model.
         joins: tokens that join after each block (``START``: before the first).
+        fewest: the smallest number of tokens that the method can leave.
     """
 
-    def __init__(self, schedule: Schedule, patches: int, depth: int, joins: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self, schedule: Schedule, patches: int, depth: int, joins: Mapping[int, int] | None = None, fewest: int = 0
+    ) -> None:
         self.schedule = schedule
         self.patches = patches
         self.depth = depth
+        self.fewest = fewest
         self.left = self.reference = patches
         self._joins = dict(joins or {})
 
@@ -86,8 +91,8 @@ class Course:
             yield block, target
 
     def at_least(self, target: int) -> int:
-        """The target, or the smallest number that the schedule allows."""
-        return max(target, self.schedule.least)
+        """The target, or the smallest number that the schedule allows and the method can do."""
+        return max(target, self.schedule.least, self.fewest)
 
 
 def _check_blocks(at: Sequence[int], depth: int) -> None:

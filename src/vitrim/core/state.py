@@ -64,6 +64,13 @@ class Memory:
     inputs: dict[int, int] = field(default_factory=dict)
     last: int = -1
 
+    def __getstate__(self) -> dict[str, object]:
+        # For copies and pickles: no tokens of a forward pass. In training they belong to its graph and cannot be copied.
+        kept: dict[str, object] = dict(vars(self))
+        for name in ("states", "steps", "groups", "taps"):
+            kept[name] = dict.fromkeys(getattr(self, name))
+        return kept | {"inputs": {}, "last": -1}
+
     def guard(self, layer: int, x: Tensor) -> None:
         """Refuse a recomputation whose forward pass is no longer the last one.
 

@@ -30,7 +30,8 @@ def model_to_train(
         num_classes: of the new head.
         weights: a safetensors file to start from, of whatever classes and image size; None takes the pretrained weights.
         image_size: side of the images, for models that must know it; the settings in ``name`` come first.
-        random_weights: do without weights; same as ``timm/NAME(pretrained=false)``.
+        random_weights: load nothing at all. ``timm/NAME(pretrained=false)`` only does without the pretrained weights: a file
+            given as ``weights`` is loaded.
         options: further settings of the model, such as ``drop_path_rate``; None leaves the model its own.
 
     Returns:
@@ -46,12 +47,12 @@ def model_to_train(
     library, key, settings = parse_model(name)
     for norm in ("mean", "std"):
         settings.pop(norm, None)
-    random_weights = not settings.pop("pretrained", True) or random_weights
+    pretrained = settings.pop("pretrained", True) and weights is None and not random_weights
     settings = {**{k: v for k, v in options.items() if v is not None}, **settings, "num_classes": num_classes}
     if library == "fashion":
         model: Any = build_plain({**FASHION_GEOMETRY, **_sized(image_size), **settings}, name)
         file = Path(str(resources.files("vitrim").joinpath("assets/fashion_vit.safetensors"))) if weights is None else weights
-        given = None if random_weights else read_weights(file)
+        given = read_weights(file) if pretrained or (weights is not None and not random_weights) else None
     elif library == "vit":
         if weights is None:
             raise ValueError("model 'vit' takes its geometry from a weights file; give weights, or name a model as timm/NAME")
@@ -61,7 +62,7 @@ def model_to_train(
     else:
         require_timm_model(key)
         given = None if weights is None or random_weights else read_weights(weights)
-        model = _create(name, key, settings, image_size, pretrained=weights is None and not random_weights)
+        model = _create(name, key, settings, image_size, pretrained=pretrained)
     if given is None:
         return model.train(), []
     config: Any = timm.get_pretrained_cfg(key) if library == "timm" else None
@@ -99,10 +100,11 @@ def _create(name: str, key: str, settings: dict[str, Any], image_size: int | Non
 
 
 def fit_into(model: nn.Module, weights: Weights, name: str, heads: tuple[str, ...] = ("head",)) -> list[str]:
-    """Load weights as a start for training: the head may be of another data set, the images of another size.
+    """Load weights as a start for training: the head may be of another data set, the images and patches of another size.
 
     A head of other shape stays as the model has it. Position embeddings of another grid are resized, bicubic with
-    antialiasing as timm does, the part of the prefix tokens as it is. Anything else must fit.
+    antialiasing as timm does, the part of the prefix tokens as it is; the patch embedding of another patch size by the
+    pseudo-inverse of the resizing (FlexiViT, arXiv:2212.08013). Anything else must fit.
 
     Args:
         model: gets the weights.
@@ -124,6 +126,10 @@ def fit_into(model: nn.Module, weights: Weights, name: str, heads: tuple[str, ..
         if grid is not None:
             state[key], note = _resize(state[key], expected[key], grid, key)
             notes += [note] if note else []
+    patch = "patch_embed.proj.weight"
+    if patch in state and patch in expected and state[patch].shape != expected[patch].shape:
+        state[patch], note = _resample(state[patch], expected[patch], patch)
+        notes += [note] if note else []
     of_head = {k for k in {*expected, *state} if k.split(".")[0] in {*heads, "head_dist"}}
     dropped = sorted(k for k in of_head & set(state) if k not in expected or state[k].shape != expected[k].shape)
     for key in dropped:
@@ -138,6 +144,16 @@ def fit_into(model: nn.Module, weights: Weights, name: str, heads: tuple[str, ..
         notes.append(f"not in the file, at initial values: {', '.join(untrained[:4])}{', ...' if len(untrained) > 4 else ''}")
     load_into(model, Weights(weights.path, {**filled, **state}, {}, weights.metadata), name)
     return notes
+
+
+def _resample(old: Tensor, new: Tensor, key: str) -> tuple[Tensor, str]:
+    """A patch embedding ``(C, channels, h, w)`` for another patch size; one that differs otherwise comes back as it is."""
+    from timm.layers.patch_embed import resample_patch_embed
+
+    if old.ndim != 4 or new.ndim != 4 or old.shape[:2] != new.shape[:2]:
+        return old, ""
+    resized = resample_patch_embed(old, list(new.shape[-2:]))
+    return resized, f"'{key}' resampled from patches of {old.shape[-2]} x {old.shape[-1]} to {new.shape[-2]} x {new.shape[-1]}"
 
 
 def _resize(old: Tensor, new: Tensor, grid: tuple[int, int], key: str) -> tuple[Tensor, str]:

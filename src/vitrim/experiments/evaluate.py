@@ -189,7 +189,8 @@ def cost(subject: Subject, split: Any, settings: Settings, device: torch.device)
     own, size = timings["model"], len(batch)
     low, high = own.quartiles
     found |= {
-        "images_per_second": round(size / own.median, 3), "images_per_second_quartiles": [round(size / high, 3), round(size / low, 3)],
+        "images_per_second": round(size / own.median, 3),
+        "images_per_second_quartiles": [round(size / t, 3) for t in (high, low)],
         "timed_batch": size, "rounds": settings.rounds,
     }  # fmt: skip
     if dense is not None:

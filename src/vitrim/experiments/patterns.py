@@ -15,6 +15,7 @@ from vitrim.core.reduction import Reduction
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.trace import Step
 
+_UNCHANGED = 1e-3
 _AT = (0.25, 0.5, 0.75)  # of the depth: blocks 3, 6 and 9 of 12, and the last, as in the paper
 
 
@@ -82,8 +83,8 @@ def _follow(step: TokenMap, source: Tensor) -> Tensor:
         found = source.gather(1, step.source)
     elif step.group is not None:
         home = torch.where(step.group < 0, step.m, step.group)
-        # A weight other than one makes another token of it (EViT's fused token with a single member).
-        alone = torch.ones_like(home) if step.weight is None else torch.where(step.weight == 1, 1, 2)
+        # A weight far from one makes another token of it (EViT's fused token with a single member); DPC-KNN's has an epsilon.
+        alone = torch.ones_like(home) if step.weight is None else torch.where((step.weight - 1).abs() < _UNCHANGED, 1, 2)
         empty = home.new_zeros(step.batch, step.m + 1)
         members = empty.scatter_add(1, home, alone)[:, : step.m]
         found = torch.where(members == 1, empty.scatter_add(1, home, source)[:, : step.m], -1)
@@ -99,7 +100,7 @@ def feature_blocks(text: str, depth: int) -> list[int]:
         ValueError: for blocks that the model does not have.
     """
     if text in ("none", "all", "auto"):
-        quarters = sorted({*(round(share * depth) for share in _AT), depth - 1})
+        quarters = sorted({*(min(round(share * depth), depth - 1) for share in _AT), depth - 1})
         return {"none": [], "all": list(range(depth)), "auto": quarters}[text]
     try:
         blocks = sorted({int(word) for word in text.replace(",", " ").split()})

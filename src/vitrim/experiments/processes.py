@@ -45,7 +45,7 @@ class Processes:
 
     def device(self, device: torch.device) -> torch.device:
         """The device of this process: its own GPU where there are several processes."""
-        if device.type == "cuda" and device.index is None and self.world > 1:
+        if str(device) == "cuda" and self.world > 1:
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         return device
 

@@ -71,7 +71,7 @@ def metrics(task: Task, results: Results, targets: Array) -> dict[str, float]:
 
 
 def class_table(task: Task, results: Results, targets: Array, classes: Sequence[str]) -> dict[str, list[Any]]:
-    """One row a class: images and accuracies in percent; average precision, precision and recall where there are several labels."""
+    """One row a class: images and accuracies in percent; of several labels average precision, precision and recall."""
     if task.targets == "labels":
         present, scores = targets > 0, results["scores"]
         guessed = scores > 0
@@ -96,14 +96,14 @@ def image_table(
     table: dict[str, list[Any]] = {"index": results["index"].tolist(), "path": list(paths)}
     if task.targets == "labels":
         for name, rows in (("target", targets > 0), ("predicted", results["scores"] > 0)):
-            table[name] = ["|".join(classes[i] for i in np.flatnonzero(row)) for row in rows]
+            table[name] = ["|".join(classes[int(i)] for i in np.flatnonzero(row)) for row in rows]
         return {**table, "loss": results["loss"].tolist()}
     top = results["top"]
     return {
         **table, "target": [classes[i] for i in targets], "predicted": [classes[i] for i in top[:, 0]],
         "correct": (top[:, 0] == targets).tolist(), "correct5": (top == targets[:, None]).any(1).tolist(),
         "confidence": results["confidence"].tolist(), "loss": results["loss"].tolist(),
-        "top5": ["|".join(classes[i] for i in row) for row in top],
+        "top5": ["|".join(classes[int(i)] for i in row) for row in top],
     }  # fmt: skip
 
 
@@ -121,10 +121,10 @@ def write_table(path: Path, table: dict[str, list[Any]]) -> None:
         writer.writerows(zip(*table.values(), strict=True))
         write_text(path, out.getvalue())
     elif path.suffix == ".parquet":
-        arrow = require_parquet()
+        arrow, parquet = require_parquet()
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            arrow.parquet.write_table(arrow.table(table), scratch)
+            parquet.write_table(arrow.table(table), scratch)
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
@@ -132,7 +132,7 @@ def write_table(path: Path, table: dict[str, list[Any]]) -> None:
         raise ValueError(f"tables are written as .csv or .parquet; got '{path.name}'")
 
 
-def require_parquet() -> Any:
+def require_parquet() -> tuple[Any, Any]:
     """PyArrow, with its Parquet part.
 
     Raises:
@@ -140,10 +140,10 @@ def require_parquet() -> Any:
     """
     try:
         import pyarrow
-        import pyarrow.parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise ImportError("Parquet needs pyarrow; install vitrim[experiments], or take --predictions csv") from error
-    return pyarrow
+    return pyarrow, parquet
 
 
 def _percent(part: Array, whole: Array) -> list[float | None]:

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrim.core.attach import reduce
+from vitrim.core.attach import DEFAULT_SCHEDULE, reduce
 from vitrim.core.reduction import Reduction
 from vitrim.core.registry import spec
 from vitrim.data.models import LoadedModel, load_model
 from vitrim.datasets.base import DATASETS, DataSet
 from vitrim.datasets.transforms import TRANSFORMS
 from vitrim.tasks import TASKS, Task
-from vitrim.training.build import build_dataset, load_run, quote_paths
+from vitrim.training.build import build_dataset, load_run
 from vitrim.training.folder import RunFolder
 
 NONE = ("none", "dense")
@@ -90,6 +90,7 @@ def of_run(run: Path, changes: Changes, device: torch.device) -> Subject:
         FileNotFoundError: when there is none.
         ValueError: when the run is not finished, or the data set has other classes.
     """
+    changes = replace(changes, ema=changes.ema or run.name == "ema.safetensors")
     loaded = load_run(run, which="ema" if changes.ema else "final", device=device)
     recipe = loaded.recipe
     dataset = loaded.dataset if changes.data is None else build_dataset(replace(recipe, data=changes.data, fake=False))
@@ -107,14 +108,13 @@ def of_run(run: Path, changes: Changes, device: torch.device) -> Subject:
     transform = loaded.transform if changes.transform is None else TRANSFORMS.build(changes.transform)
     inside = (run / "config.yaml").is_file() or (run.parent / "config.yaml").is_file()
     folder = _place(run if run.is_dir() else run.parent, changes) if inside else None
+    split, data = changes.split or recipe.eval_split, changes.data or (f"{recipe.data} (fake)" if recipe.fake else recipe.data)
     what = {
-        "model": recipe.model, "weights": _weights(run, changes), **_reduction(loaded.model, changes.schedule or recipe.schedule), "data": recipe.data,
-        "split": changes.split or recipe.eval_split, "transform": spec(transform),
+        "model": recipe.model, "weights": _weights(run, changes), **_reduction(loaded.model, changes.schedule or recipe.schedule),
+        "data": data, "split": split, "transform": spec(transform),
     }  # fmt: skip
-    if changes.data is not None:
-        what["data"] = changes.data
     return Subject(
-        loaded.model, dataset, what["split"], transform.eval(), task, what, folder, precision=changes.precision or recipe.precision,
+        loaded.model, dataset, split, transform.eval(), task, what, folder, precision=changes.precision or recipe.precision,
         skip=recipe.skip_unreadable, notes=notes,
     )  # fmt: skip
 
@@ -131,27 +131,26 @@ def of_model(name: str, weights: Path | None, changes: Changes, device: torch.de
     if changes.ema:
         raise ValueError("--ema is for runs; give the weights themselves with --weights FILE.safetensors")
     loaded = load_model(name, weights, device=device)
-    dataset = DATASETS.build(quote_paths(changes.data))
+    dataset = DATASETS.build(changes.data)
     transform: Any = loaded.transform if changes.transform is None else TRANSFORMS.build(changes.transform)
     notes = ["the weights are random: accuracies mean nothing"] if loaded.random else []
     labels = _labels(loaded, dataset)
     if changes.method not in (None, *NONE):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            reduction = reduce(
-                loaded.model, changes.method or "none", **({"schedule": changes.schedule} if changes.schedule else {})
-            )
+            reduction = reduce(loaded.model, changes.method or "none", changes.schedule or DEFAULT_SCHEDULE)
             untrained = not reduction.load_learned(loaded.reduction)
         notes += [str(w.message) for w in said]
         if untrained:
             notes.append(f"the learned part of {reduction.method} is untrained: accuracies mean nothing")
+    split = changes.split or "val"
     what = {
-        "model": name, "weights": None if weights is None else str(weights), **_reduction(loaded.model, changes.schedule), "data": changes.data,
-        "split": changes.split or "val", "transform": "the model's own" if changes.transform is None else spec(transform),
+        "model": name, "weights": None if weights is None else str(weights), **_reduction(loaded.model, changes.schedule),
+        "data": changes.data, "split": split, "transform": "the model's own" if changes.transform is None else spec(transform),
     }  # fmt: skip
     call = transform if changes.transform is None else transform.eval()
     return Subject(
-        loaded.model, dataset, what["split"], call, _task(dataset, changes.task), what, labels=labels,
+        loaded.model, dataset, split, call, _task(dataset, changes.task), what, labels=labels,
         precision=changes.precision or "fp32", notes=notes,
     )  # fmt: skip
 
@@ -171,16 +170,18 @@ def reduce_again(model: nn.Module, method: str | None, schedule: str, changes: C
     wanted = "none" if wanted in NONE else wanted
     if wanted == "none" and cache is None and head is None:
         return []
-    plugins = {"cache": None if cache is None else spec(cache), "head": None if head is None else spec(head)}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        after = reduce(model, wanted, changes.schedule or schedule, seed=seed, **plugins)
+        after = reduce(
+            model, wanted, changes.schedule or schedule, seed=seed, cache=None if cache is None else spec(cache),
+            head=None if head is None else spec(head),
+        )  # fmt: skip
     own = after.state_dict()
     fitting = {k: v for k, v in learned.items() if k in own and own[k].shape == v.shape}
     after.load_state_dict(fitting, strict=False)
     after.train(model.training)
     notes = [str(w.message) for w in said]
-    left = sorted({name.rsplit(".", 1)[0] for name in own if name not in fitting})
+    left = [name for name in own if name not in fitting]
     if left:
         some = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         notes.append(f"not trained with this reduction, at initial values: {some}; accuracies mean little")
@@ -217,8 +218,8 @@ def _labels(loaded: LoadedModel, dataset: DataSet) -> list[int] | None:
         return None if labels == list(range(count or 0)) else labels
     if count is not None and count != len(dataset.classes):
         raise ValueError(
-            f"the model has {count} classes, '{spec(dataset)}' has {len(dataset.classes)}, and their names do not tell which is which; "
-            "train a head for them first (vitrim train)"
+            f"the model has {count} classes, '{spec(dataset)}' has {len(dataset.classes)}, and their names do not tell which "
+            "is which; train a head for them first (vitrim train)"
         )
     return None
 

@@ -91,9 +91,10 @@ class TraceStore:
         return self._indices(f"stage{self._stage(stage)}.source", rows)
 
     def kept(self, stage: int, rows: Rows = None) -> npt.NDArray[np.bool_]:
-        """``(N, patches)``: the patches that are still tokens of their own: not dropped, fused or averaged; medoids are.
+        """``(N, patches)``: the patches that are still tokens of their own: not dropped, fused or averaged.
 
-        Patches that live on in whatever form are ``assignment(stage) >= 0``.
+        What pruning keeps, the medoids of K-Medoids, and whatever merging has left alone; nothing of soft methods. Patches
+        that live on in whatever form are ``assignment(stage) >= 0``.
         """
         source = self.source(stage, rows)
         kept = np.zeros((len(source), self.patches + 1), dtype=np.bool_)
@@ -113,7 +114,7 @@ class TraceStore:
         name = f"stage{self._stage(stage)}.soft"
         if name not in self.columns:
             raise TraceError(
-                f"'{self.path}' has no soft maps; they are recorded for soft methods with: vitrim eval RUN --trace --soft"
+                f"'{self.path}' has no soft maps; record them, of soft methods, with: vitrim eval RUN --trace --soft"
             )
         return self._read(name, rows)
 
@@ -145,7 +146,7 @@ class TraceStore:
         if f"block{block}.{kind}" not in self.columns:
             there = ", ".join(map(str, self.blocks)) or "none"
             raise TraceError(
-                f"'{self.path}' has no '{kind}' features after block {block}; recorded are {', '.join(self.meta['features']) or 'none'} "
+                f"'{self.path}' has no '{kind}' features of block {block}; it has {', '.join(self.meta['features']) or 'none'} "
                 f"after the blocks: {there} (vitrim eval --trace --features cls,mean --blocks ...)"
             )
         return self._read(f"block{block}.{kind}", rows)
@@ -215,7 +216,8 @@ class TraceStore:
         if not self._shards:
             return {}
         with _open(self._shards[0][0]) as file:
-            return {k: {"dtype": file.get_slice(k).get_dtype(), "shape": file.get_slice(k).get_shape()[1:]} for k in file.keys()}
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            return {name: {"dtype": found.get_dtype(), "shape": found.get_shape()[1:]} for name, found in slices.items()}
 
     def _stage(self, stage: int) -> int:
         if stage not in self.stages:
@@ -232,12 +234,11 @@ class TraceStore:
         return self._read(name, rows, signed=True)
 
     def _read(self, name: str, rows: Rows = None, signed: bool = False) -> Array:
-        """A column, or some rows of it; parts of ragged methods differ in width from shard to shard and are padded with -1."""
-        whole = (
-            np.arange(len(self)) if rows is None or isinstance(rows, slice) else np.atleast_1d(np.asarray(rows, dtype=np.int64))
-        )
-        if isinstance(rows, slice):
-            whole = whole[rows]
+        """A column, or some rows of it; of ragged methods shards differ in width, and the narrow ones are padded with -1."""
+        if rows is None or isinstance(rows, slice):
+            whole = np.arange(len(self))[rows or slice(None)]
+        else:
+            whole = np.atleast_1d(np.asarray(rows, dtype=np.int64))
         if len(whole) and not (-len(self) <= whole.min() and whole.max() < len(self)):
             raise IndexError(f"the store has the images 0 to {len(self) - 1}")
         whole = np.where(whole < 0, whole + len(self), whole)
@@ -287,9 +288,7 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="np")
     except (OSError, SafetensorError) as error:
-        raise TraceError(
-            f"shard '{path}' cannot be read ({error}); remove it and run the same vitrim eval --trace again"
-        ) from error
+        raise TraceError(f"shard '{path}' cannot be read ({error}); remove it and run the same vitrim eval again") from error
 
 
 def _signed(part: Array) -> Array:

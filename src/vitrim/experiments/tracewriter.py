@@ -67,7 +67,8 @@ class TraceWriter:
             if before.get(key) != value:
                 was, now = (_short(x) for x in (before.get(key), value))
                 raise TraceError(
-                    f"'{self.path}' holds a trace with another '{key}' ({was}, now {now}); --overwrite replaces it, --out DIR keeps both"
+                    f"'{self.path}' holds a trace with another '{key}' ({was}, now {now}); --overwrite replaces it, --out DIR "
+                    "keeps both"
                 )
 
     def file(self, number: int) -> Path:
@@ -93,7 +94,7 @@ class TraceWriter:
         except OSError as error:
             scratch.unlink(missing_ok=True)
             raise WriteError(
-                f"cannot write {self.file(number)}: {error.strerror or error}; the same command goes on with the shards that are there"
+                f"cannot write {self.file(number)}: {error.strerror or error}; the same command goes on where this one stopped"
             ) from error
 
     def finish(self, count: int, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +109,7 @@ class TraceWriter:
         """
         total = blake2b(json.dumps(self.what, sort_keys=True).encode(), digest_size=16)
         shards: list[dict[str, Any]] = []
-        names: set[str] = set()
+        widths: dict[str, list[int]] = {}
         size = 0
         for number in range(count):
             file = self.file(number)
@@ -116,10 +117,10 @@ class TraceWriter:
             total.update(blake2b(content).digest())
             size += len(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            names.update(header)
+            widths |= {name: found["shape"][1:] for name, found in header.items() if name != "__metadata__"}
             shards.append({"file": file.name, "images": header["index"]["shape"][0]})
-        columns = {name.split(".")[0] for name in names}
-        patches = next((header[n]["shape"][1] for n in names if n.endswith(".assignment")), None) if count else None
+        columns = {name.split(".")[0] for name in widths}
+        patches = next((shape[0] for name, shape in widths.items() if name.endswith(".assignment")), None)
         meta = {
             **self.what, "complete": True, "images": sum(s["images"] for s in shards), "bytes": size, "digest": total.hexdigest(),
             "stages": sorted(int(c[5:]) for c in columns if c.startswith("stage")), "patches": patches, **found, "shards": shards,

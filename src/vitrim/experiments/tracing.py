@@ -37,14 +37,14 @@ class TraceOptions:
     Attributes:
         blocks: blocks with features: numbers, ``auto`` (3, 6, 9 and 11 of 12), ``all`` or ``none``.
         features: ``cls``, ``mean`` or both; None takes the class token, or the mean where there is none.
-        dtype: of the features, ``float16`` or ``float32``.
+        features_dtype: of the features, ``float16`` or ``float32``.
         soft: keep the whole matrices of soft methods.
         shard: images of a file, rounded up to whole batches.
     """
 
     blocks: str = "auto"
     features: Sequence[str] | None = None
-    dtype: str = "float16"
+    features_dtype: str = "float16"
     soft: bool = False
     shard: int = 1024
 
@@ -68,10 +68,11 @@ class Recorder:
     def __init__(
         self, subject: Subject, settings: Settings, path: Path, split: Any, pieces: Pieces | None, processes: Processes
     ) -> None:  # fmt: skip
-        assert settings.trace is not None and pieces is not None
+        assert settings.trace is not None
+        assert pieces is not None
         options = self.options = settings.trace
-        if options.dtype not in ("float16", "float32"):
-            raise ValueError(f"features are kept as float16 or float32; got '{options.dtype}'")
+        if options.features_dtype not in ("float16", "float32"):
+            raise ValueError(f"features are kept as float16 or float32; got '{options.features_dtype}'")
         model = subject.model
         backbone = find_backbone(model)
         layout, depth = backbone.layout(model), len(backbone.blocks(model))
@@ -84,8 +85,9 @@ class Recorder:
         self.count = len(pieces)
         what = {
             **subject.what, "task": subject.task.name, "precision": subject.precision, "batch_size": settings.batch_size,
-            "limit": settings.limit, "shard": len(pieces[0].batches) * settings.batch_size, "features": features, "blocks": blocks,
-            "features_dtype": options.dtype, "soft": options.soft, "depth": depth, "dim": layout.dim, "prefix": layout.prefix,
+            "limit": settings.limit, "features": features, "blocks": blocks,
+            "shard": settings.batch_size * -(-options.shard // settings.batch_size), "features_dtype": options.features_dtype,
+            "soft": options.soft, "depth": depth, "dim": layout.dim, "prefix": layout.prefix,
             "grid": layout.grid, "classes": subject.dataset.classes, "labels": subject.labels, "weights_digest": digest(model),
         }  # fmt: skip
         images = [(item.path, _text(item.target, subject.labels)) for item in split.items]
@@ -115,12 +117,12 @@ class Recorder:
             ValueError: for features that float16 cannot hold.
         """
         columns: Columns = {}
+        dtype = torch.float16 if self.options.features_dtype == "float16" else torch.float32
         for name, tensor in self.taps.found.items():
-            array = tensor.cpu().numpy()
-            columns[name] = array.astype(self.options.dtype)
-            if self.options.dtype == "float16" and np.isinf(columns[name]).any() and not np.isinf(array).any():
+            columns[name] = tensor.to(dtype).cpu().numpy()
+            if np.isinf(columns[name]).any() and not tensor.isinf().any():
                 raise ValueError(
-                    f"{name} holds numbers up to {np.abs(array).max():.3g}, too large for float16; use --features-dtype float32"
+                    f"{name} holds numbers up to {tensor.abs().max():.3g}, too large for float16; use --features-dtype float32"
                 )
         self.taps.found.clear()
         if reduction is not None:

@@ -43,6 +43,8 @@ class ATS(Reducer):
 
     def forward(self, t: Tokens, keep: int) -> TokenMap | Policy:
         n = t.x.shape[1] - t.prefix
+        if not n:
+            return TokenMap.identity(t.x.shape[0], t.prefix, t.x.device)
         valid = None if t.valid is None else t.valid[:, t.prefix :]
         score = (t.class_attention() * torch.linalg.vector_norm(t.attention.values, dim=-1)).sum(dim=1)[:, t.prefix :]
         if self.compat != "official" and t.carried is None:

@@ -27,6 +27,7 @@ class DPCKNN(Reducer):
 
     family = "merge"
     site = "before"
+    fewest = 1
     paper = "Zeng et al., Token Clustering Transformer, CVPR 2022, arXiv:2204.08680; Du et al., DPC-KNN, 2016"
     carriers = "protected"
     official_prefix = "prefix"

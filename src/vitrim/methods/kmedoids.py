@@ -26,6 +26,7 @@ class KMedoids(Reducer):
 
     family = "merge"
     site = "before"
+    fewest = 1
     paper = "Marin et al., Token Pooling in Vision Transformers, WACV 2023, arXiv:2110.03860"
     needs = ("attention",)
     without_cls = "the same; it uses the attention received from all tokens"

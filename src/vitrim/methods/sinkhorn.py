@@ -32,6 +32,7 @@ class Sinkhorn(Reducer):
 
     family = "soft"
     site = "before"
+    fewest = 1
     paper = "Haurum et al., Which Tokens to Use?, ICCVW 2023, arXiv:2308.04657; Cuturi, NeurIPS 2013"
     needs = ("parameters", "patch count")
 

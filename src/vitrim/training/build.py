@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -62,8 +61,8 @@ def build_dataset(recipe: Recipe) -> DataSet:
     if not recipe.data:
         raise ValueError("recipe: 'data' names no data set; give one such as --data \"folder(root='DIR')\" (vitrim data list)")
     if not recipe.fake:
-        return DATASETS.build(quote_paths(recipe.data))
-    name, _, settings = parse_spec(quote_paths(recipe.data))
+        return DATASETS.build(recipe.data)
+    name, _, settings = parse_spec(recipe.data)
     settings.pop("root", None)
     cls: Any = DATASETS.get(name)
     place = _cache() / f"{name}-{blake2b(repr(sorted(settings.items())).encode(), digest_size=6).hexdigest()}"
@@ -79,11 +78,6 @@ def build_dataset(recipe: Recipe) -> DataSet:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return cls(root=str(place), **settings)
-
-
-def quote_paths(spec: str) -> str:
-    """The spec with quotes around bare paths, so that ``cub(root=data/cub)`` can be read."""
-    return re.sub(r"(\w+\s*=\s*)([^\s'\"\[(,]*[/\\\\~][^'\",)]*)", lambda m: f"{m[1]}{m[2].strip()!r}", spec)
 
 
 def build_transform(recipe: Recipe) -> Transform:

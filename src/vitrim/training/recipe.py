@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -241,6 +242,7 @@ class Recipe:
         return count if in_steps else count * steps_per_epoch
 
 
+@functools.cache
 def _types() -> dict[str, Any]:
     hints = typing.get_type_hints(Recipe)
     return {f.name: hints[f.name] for f in dataclasses.fields(Recipe)}
