@@ -179,3 +179,18 @@ def test_specs_round_trip(text: str) -> None:
     cache = CACHES.build(text)
     again: Any = CACHES.build(spec(cache))
     assert again.settings() == cache.settings()
+
+
+def test_padding_is_known_behind_tokens_that_joined() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=96, embed_dim=24, num_heads=2, depth=6, num_classes=3).eval()
+    reduction = vitrim.reduce(model, "ats", "keep(rate=0.5, at=[2])", cache="clc")
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight.mul_(20)  # attention that is far from even, or every image keeps as many tokens
+        model(torch.randn(4, 3, 96, 96) * torch.tensor([0.01, 1, 1, 1]).view(-1, 1, 1, 1))
+    total, state = reduction.trace.upto(2), reduction.final
+    assert total is not None
+    assert state is not None
+    assert not state.valid[:, : total.m].all()  # some image was padded
+    assert torch.equal(total.valid, reduction.state_after(2).valid)

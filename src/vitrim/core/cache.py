@@ -137,5 +137,5 @@ def join(x: Tensor, state: State, tokens: Tensor, *, protect: bool, positional: 
         positions=more(positions, 0),
         carried=more(state.carried, True),
         suffix=state.suffix + count if protect else 0,
-        maps=(*state.maps, TokenMap.joined(batch, n, count, x.device)),
+        maps=(*state.maps, TokenMap.joined(batch, n, count, x.device, state.valid)),
     )

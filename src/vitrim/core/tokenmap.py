@@ -100,9 +100,11 @@ class TokenMap:
         return TokenMap(group, self.m + count, weight, valid, source)
 
     @staticmethod
-    def joined(batch: int, n: int, count: int, device: torch.device | str | None = None) -> TokenMap:
-        """The map of ``n`` tokens which ``count`` others join at the end: those stand for none of the ``n``."""
-        return TokenMap(torch.arange(n, device=device).expand(batch, n), n + count)
+    def joined(batch: int, n: int, count: int, device: torch.device | str | None = None, valid: Tensor | None = None) -> TokenMap:
+        """The map of ``n`` tokens (``valid (B, n)`` are real) which ``count`` others join at the end: those stand for none."""
+        if valid is not None:
+            valid = torch.cat([valid, valid.new_ones(batch, count)], dim=1)
+        return TokenMap(torch.arange(n, device=device).expand(batch, n), n + count, valid=valid)
 
     def _with_valid(self, count: int) -> Tensor | None:
         return None if self.valid is None else torch.cat([self.valid.new_ones(self.batch, count), self.valid], dim=1)

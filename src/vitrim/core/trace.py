@@ -61,7 +61,7 @@ class Trace(Mapping[int, Step]):
                 total = total.then(step.map)
             count = self.joins.get(block, 0)
             if count and total is not None:
-                total = total.then(TokenMap.joined(total.batch, total.m, count, total.device))
+                total = total.then(TokenMap.joined(total.batch, total.m, count, total.device, total.valid))
         return total
 
     @property
