@@ -6,6 +6,7 @@ Each epoch adds a line to `work.txt`, so that tests see what was done twice or n
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 
 def main(arguments: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as the real one listens, also where its parents do not
     if arguments[0] == "--resume":
         run = Path(arguments[1])
         recipe = yaml.safe_load((run / "config.yaml").read_text())

@@ -153,8 +153,12 @@ def small(path: Path, dense: str, **more: str) -> Recipe:
     settings = {"model": TINY, "transform.size": "32", "fake": "true", "precision": "fp32", "workers": "0", "threads": "1"}
     settings |= {"epochs": "1", "cooldown_epochs": "0", "eval_every": "1"}
     given = Recipe.from_yaml(path)
-    if given.weights is not None:
+    if "in_chans=1" in given.model:
+        settings["model"] = TINY.replace("img_size", "in_chans=1, img_size")
+    elif given.weights is not None:
         settings["weights"] = dense
+    if settings["model"] != TINY:
+        settings["weights"] = "null"  # those at hand are of three channels
     if given.teacher is not None:
         settings |= {"teacher": TINY, "teacher_weights": dense}
     if given.schedule.startswith("r("):
