@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vitrim.training.recipe import Recipe
 
@@ -31,3 +34,14 @@ def written(folder: Path, **values: object) -> Path:
     file = folder / "recipe.yaml"
     file.write_text(recipe(**values).to_yaml())
     return file
+
+
+@cache
+def processes() -> Any:
+    """A context whose processes start without the seconds of imports, and without the threads that autograd has here by now."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vitrim.training.loop", "vitrim.cli.train", "accelerate", "timm"])
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    return context

@@ -1,16 +1,14 @@
 """Two processes are one: the same global batch gives the same weights."""
 
 import json
-import multiprocessing
 import os
 import socket
 import sys
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.small import recipe, written
+from tests.training.small import processes, recipe, written
 from vitrim.cli import app
 from vitrim.training.loop import train
 
@@ -23,7 +21,6 @@ def one_of_two(rank, port, file, out):
     os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="true")
     if rank:
         sys.stdout = sys.stderr = (out.parent / "second.txt").open("w")
-    app.VERBS.setdefault("train", "")
     sys.exit(app.main(["train", str(file), "--out", str(out)]))
 
 
@@ -31,16 +28,14 @@ def two_processes(file, out):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=one_of_two, args=(rank, port, file, out)) for rank in range(2)]
-    for process in processes:
+    both = [processes().Process(target=one_of_two, args=(rank, port, file, out)) for rank in range(2)]
+    for process in both:
         process.start()
-    for process in processes:
+    for process in both:
         process.join(120)
-    return [process.exitcode for process in processes]
+    return [process.exitcode for process in both]
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_two_processes_equal_one(tmp_path):
     train(recipe(**PLAIN, batch_size=8), tmp_path / "one")
     file = written(tmp_path, **PLAIN, batch_size=4)

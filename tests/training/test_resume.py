@@ -1,7 +1,6 @@
 """Runs that are killed and go on: the same weights, and every step told once."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -12,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.small import recipe, written
+from tests.training.small import processes, recipe, written
 from vitrim.cli import app
 from vitrim.training.loop import Run, train
 
@@ -62,15 +61,13 @@ def whole(tmp_path_factory):
     return out, summary["steps"], time.monotonic() - began
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_at_random_instants(whole, tmp_path):
     out = tmp_path / "run"
     dice = random.Random(7)
-    fork = multiprocessing.get_context("fork")  # a process of its own without the seconds of imports
     deaths = 0
     for _ in range(30):
         going_on = (out / "config.yaml").exists()
-        process = fork.Process(target=train, args=(recipe(**EVERYTHING), out, going_on))
+        process = processes().Process(target=train, args=(recipe(**EVERYTHING), out, going_on))
         process.start()
         process.join(dice.uniform(0.05, 0.4) * whole[2] if deaths < 5 else 120)
         if process.exitcode == 0:
@@ -87,16 +84,14 @@ def test_killed_at_random_instants(whole, tmp_path):
 
 def in_the_terminal(arguments, place):
     sys.stderr = (place / "errors.txt").open("w")
-    app.VERBS.setdefault("train", "")
     sys.exit(app.main(["train", *map(str, arguments)]))
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_by_hand(whole, tmp_path, number, code):
     out = tmp_path / "run"
     arguments = [written(tmp_path, **EVERYTHING), "--out", out]
-    process = multiprocessing.get_context("fork").Process(target=in_the_terminal, args=(arguments, tmp_path))
+    process = processes().Process(target=in_the_terminal, args=(arguments, tmp_path))
     process.start()
     deadline = time.monotonic() + 60
     while process.is_alive() and not list((out / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
