@@ -10,12 +10,6 @@ from vitrim.datasets.base import DATASETS
 from vitrim.datasets.check import FAKE_MARK
 
 
-@pytest.fixture(autouse=True)
-def _verb(monkeypatch):
-    monkeypatch.setitem(app.VERBS, "data", "Data sets.")
-    monkeypatch.setitem(app.APPS, "data", "vitrim.cli.data:data")
-
-
 def vitrim(*arguments):
     return app.main(["data", *map(str, arguments)])
 

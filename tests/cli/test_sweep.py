@@ -14,7 +14,6 @@ import torch
 from cyclopts import App, CycloptsError
 from safetensors.torch import load_file
 
-from vitrim.cli.app import VERBS
 from vitrim.cli.sweep import span, sweep
 from vitrim.experiments.launch import Commands
 
@@ -111,7 +110,6 @@ def test_spans_of_time() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("train" not in VERBS, reason="there is no vitrim train yet")
 def test_a_killed_training_loses_nothing(recipe: Path, tmp_path: Path) -> None:
     """SIGKILL of a worker, then of the sweep itself: the weights are those of a sweep that nobody touched, bit for bit."""
     words = [str(recipe), "--method", "topk", "--seed", "0", "1", "--epochs", "60", "--workers", "2"]

@@ -8,8 +8,7 @@ from vitrim.cli.train import read_words
 
 
 @pytest.fixture
-def main(monkeypatch):
-    monkeypatch.setitem(app.VERBS, "train", "Train.")
+def main():
     return lambda *arguments: app.main(["train", *map(str, arguments)])
 
 
