@@ -17,7 +17,13 @@ PLAIN = {"method": "evit", "schedule": "keep(rate=0.5, at=[1, 2])", "epochs": 2,
 
 
 def one_of_two(rank, port, file, out):
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="true")
     if rank:
         sys.stdout = sys.stderr = (out.parent / "second.txt").open("w")
