@@ -59,3 +59,9 @@ def test_two_processes_equal_one(tmp_path):
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
     # Only the first process speaks.
     assert (tmp_path / "second.txt").read_text() == ""
+
+
+def test_a_head_of_its_own_leaves_no_parameter_without_gradient(tmp_path):
+    """The model's own classifier rests; a second step would fail if the processes waited for its gradients."""
+    file = written(tmp_path, method="evit", schedule="keep(rate=0.5, at=[1, 2])", epochs=1, batch_size=4, cache="clc", head="cla")
+    assert two_processes(file, tmp_path / "two") == [0, 0], (tmp_path / "second.txt").read_text()

@@ -239,18 +239,12 @@ def make_accelerator(recipe: Recipe) -> Any:
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from accelerate.utils import DistributedDataParallelKwargs
     except ImportError as error:
         raise ImportError("training needs Hugging Face accelerate; install vitrim[train]") from error
     if not torch.distributed.is_initialized():
         # accelerate keeps the settings of the first run of a process for all later ones.
         AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
-    # The model's own classifier gets no gradient under another head.
-    unused = recipe.head is not None or recipe.cache is not None
-    accelerator: Any = Accelerator(
-        mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
-    )
+    accelerator: Any = Accelerator(mixed_precision="no" if recipe.precision == "fp32" else recipe.precision)
     if recipe.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("recipe: precision fp16 needs a GPU; use --precision bf16 on a CPU")
     return accelerator
