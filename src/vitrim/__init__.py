@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitrim.core.attach import reduce as reduce
     from vitrim.core.attach import reduced as reduced
+    from vitrim.core.attach import tune as tune
     from vitrim.core.catalog import describe as describe
     from vitrim.core.catalog import list_methods as list_methods
     from vitrim.core.catalog import register as register
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from vitrim.core.tokenmap import TokenMap as TokenMap
     from vitrim.core.tokens import Attention as Attention
     from vitrim.core.tokens import Tokens as Tokens
+    from vitrim.core.tuner import Tuner as Tuner
+    from vitrim.core.tuning import Tuning as Tuning
+    from vitrim.data.tuned import load_tuning as load_tuning
+    from vitrim.data.tuned import save_tuning as save_tuning
+    from vitrim.recognition.base import Recogniser as Recogniser
+    from vitrim.recognition.base import recognise as recognise
 
 __version__ = "0.1.0"
 
@@ -35,6 +42,13 @@ _HOME = {
     "Reduction": "core.reduction",
     "reduce": "core.attach",
     "reduced": "core.attach",
+    "tune": "core.attach",
+    "load_tuning": "data.tuned",
+    "save_tuning": "data.tuned",
+    "Recogniser": "recognition.base",
+    "recognise": "recognition.base",
+    "Tuner": "core.tuner",
+    "Tuning": "core.tuning",
     "SpecError": "core.registry",
     "spec": "core.registry",
     "describe": "core.catalog",
@@ -46,19 +60,26 @@ __all__ = [
     "Attention",
     "Clusterer",
     "Policy",
+    "Recogniser",
     "Reducer",
     "Reduction",
     "Scorer",
     "SpecError",
     "TokenMap",
     "Tokens",
+    "Tuner",
+    "Tuning",
     "__version__",
     "describe",
     "list_methods",
+    "load_tuning",
+    "recognise",
     "reduce",
     "reduced",
     "register",
+    "save_tuning",
     "spec",
+    "tune",
 ]
 
 

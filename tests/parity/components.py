@@ -24,9 +24,11 @@ from vitrim.methods.dynamicvit import DynamicViT
 from vitrim.methods.patchmerger import PatchMerger
 from vitrim.methods.sinkhorn import Sinkhorn, transport
 from vitrim.methods.sit import SiT
+from vitrim.recognition.cal import counterfactual
+from vitrim.recognition.losses import contrastive, supervised_contrastive
 from vitrim.tasks import Asymmetric, CrossEntropy, Focal
 from vitrim.training.distill import DistillationLoss, Hard, Soft
-from vitrim.training.losses import DynamicViTLoss, contrastive, counterfactual, group_lasso, supervised_contrastive
+from vitrim.training.losses import DynamicViTLoss, group_lasso
 
 Arrays = dict[str, np.ndarray]
 Check = Callable[[dict[str, Any], Arrays, Outcome], None]

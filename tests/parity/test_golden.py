@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.parity import clca, components, golden, models
+from tests.parity import clca, components, golden, models, recognition, recognition_heads, tuning
 
 
 def runner(case: dict[str, Any]) -> Any:
     """What runs a case; None for kinds not implemented yet."""
+    for kind in (recognition, recognition_heads, tuning, clca):
+        if kind.known(case):
+            return kind.run
     if case["kind"] == "component":
         return components.run if components.find(case) else None
-    if clca.known(case):
-        return clca.run
     if case["official_repo"] not in models.REPOSITORIES:
         return None
     return {"model": models.run, "model_train": models.run_training}.get(case["kind"])

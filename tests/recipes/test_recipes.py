@@ -157,6 +157,8 @@ def small(path: Path, dense: str, **more: str) -> Recipe:
         settings["model"] = TINY.replace("img_size", "in_chans=1, img_size")
     elif given.weights is not None:
         settings["weights"] = dense
+    if (given.tune or "").startswith("ila"):
+        settings["model"] = TINY.replace("patch_size=8", "patch_size=4")  # its grid gets smaller
     if settings["model"] != TINY:
         settings["weights"] = "null"  # those at hand are of three channels
     if given.teacher is not None:

@@ -10,22 +10,12 @@ from torch import Tensor, nn
 
 from vitrim.core.patch import Patch
 from vitrim.core.reduction import Reduction
-from vitrim.core.state import State
 from vitrim.core.tap import Tap
 
 
 def family_of(module: nn.Module, library: str) -> set[str]:
     """Names of the classes of ``library`` that the module is an instance of, without importing the library."""
     return {c.__name__ for c in type(module).__mro__ if c.__module__.split(".")[0] == library}
-
-
-def token_mass(state: State, prefix: int) -> Tensor | None:
-    """``(B, patches)``: how much each patch token counts in an average; None when all count the same."""
-    if state.size is None and state.policy is None:
-        return None
-    mass = state.size if state.policy is None else state.policy if state.size is None else state.size * state.policy
-    assert mass is not None
-    return mass[:, prefix:]
 
 
 def weighted_mean(x: Tensor, mass: Tensor) -> Tensor:
@@ -50,7 +40,7 @@ class HeadPatch(Patch):
     def mass(self) -> Tensor | None:
         """``(B, patches)`` weights of the patch tokens in the last forward pass, or None."""
         state = self.reduction.final
-        return None if state is None else token_mass(state, self.prefix)
+        return None if state is None else state.mass(self.prefix)
 
     def attention_bias(self) -> Tensor | None:
         """``(B, patches)`` bias of the patch tokens for a head that attends to them, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,43 +14,61 @@ from vitrim.core.patch import Patch
 from vitrim.core.reduction import Reduction
 from vitrim.core.registry import BACKBONES
 
+Beside = Callable[[Tensor], Tensor] | None
+
 
 class PreNorm(Halves):
     """``Block``: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x)))."""
 
-    @staticmethod
-    def attention(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), *args, **kwargs)))
+    takes_beside = True
 
     @staticmethod
-    def mlp(block: Any, x: Tensor) -> Tensor:
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    def attention(block: Any, x: Tensor, *args: Any, beside: Beside = None, **kwargs: Any) -> Tensor:
+        n = block.norm1(x)
+        y = x + block.drop_path1(block.ls1(block.attn(n, *args, **kwargs)))
+        return y if beside is None else y + beside(n)
+
+    @staticmethod
+    def mlp(block: Any, x: Tensor, beside: Beside = None) -> Tensor:
+        n = block.norm2(x)
+        y = x + block.drop_path2(block.ls2(block.mlp(n)))
+        return y if beside is None else y + beside(n)
 
 
 class PostNorm(Halves):
     """``ResPostBlock`` and ``EvaBlockPostNorm``: the norm comes after attention and MLP."""
 
-    @staticmethod
-    def attention(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x + block.drop_path1(block.norm1(block.attn(x, *args, **kwargs)))
+    takes_beside = True
 
     @staticmethod
-    def mlp(block: Any, x: Tensor) -> Tensor:
-        return x + block.drop_path2(block.norm2(block.mlp(x)))
+    def attention(block: Any, x: Tensor, *args: Any, beside: Beside = None, **kwargs: Any) -> Tensor:
+        y = x + block.drop_path1(block.norm1(block.attn(x, *args, **kwargs)))
+        return y if beside is None else y + beside(x)
+
+    @staticmethod
+    def mlp(block: Any, x: Tensor, beside: Beside = None) -> Tensor:
+        y = x + block.drop_path2(block.norm2(block.mlp(x)))
+        return y if beside is None else y + beside(x)
 
 
 class Gamma(Halves):
     """``EvaBlock`` and the block of BEiT: pre-norm with an optional factor per channel."""
 
-    @staticmethod
-    def attention(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = block.attn(block.norm1(x), *args, **kwargs)
-        return x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
+    takes_beside = True
 
     @staticmethod
-    def mlp(block: Any, x: Tensor) -> Tensor:
-        y = block.mlp(block.norm2(x))
-        return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y)
+    def attention(block: Any, x: Tensor, *args: Any, beside: Beside = None, **kwargs: Any) -> Tensor:
+        n = block.norm1(x)
+        y = block.attn(n, *args, **kwargs)
+        y = x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
+        return y if beside is None else y + beside(n)
+
+    @staticmethod
+    def mlp(block: Any, x: Tensor, beside: Beside = None) -> Tensor:
+        n = block.norm2(x)
+        y = block.mlp(n)
+        y = x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y)
+        return y if beside is None else y + beside(n)
 
 
 class ParallelThings(Halves):
@@ -118,6 +137,10 @@ class Timm(Backbone):
 
     def embed(self, model: Any, tokens: Tensor) -> Tensor:
         return model.norm_pre(model.pos_drop(tokens)) if hasattr(model, "norm_pre") else model.pos_drop(tokens)
+
+    def final_norm(self, model: Any) -> nn.Module | None:
+        norm, other = getattr(model, "norm", None), getattr(model, "fc_norm", None)
+        return other if isinstance(norm, nn.Identity) and other is not None else norm
 
     def classes(self, model: Any) -> int:
         return model.num_classes if isinstance(getattr(model, "head", None), nn.Linear) else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,8 +12,10 @@ from vitrim.core.backbone import Backbone, find_backbone
 from vitrim.core.cache import Cache, Head
 from vitrim.core.reducer import Reducer
 from vitrim.core.reduction import Reduction
-from vitrim.core.registry import CACHES, HEADS, METHODS, SCHEDULES, Registry
+from vitrim.core.registry import CACHES, HEADS, METHODS, SCHEDULES, TUNERS, Registry
 from vitrim.core.schedule import Schedule
+from vitrim.core.tuner import Tuner
+from vitrim.core.tuning import Tuning, read_tuners
 
 P = TypeVar("P", Cache, Head)
 
@@ -57,19 +59,69 @@ def reduce(
         raise ValueError("this model is reduced already; call model.reduction.detach() first")
     if hasattr(model, "reduction"):
         raise ValueError(f"{type(model).__name__} has an attribute 'reduction' of its own; wrap the model in another module")
+    tuning = getattr(model, "tuning", None)
+    tuning = tuning if isinstance(tuning, Tuning) else None
     reducer = METHODS.build(method)
     plan = SCHEDULES.build(schedule)
     if not isinstance(reducer, Reducer):
         raise TypeError(f"method must be a spec or a Reducer, got {type(reducer).__name__}")
     if not isinstance(plan, Schedule):
         raise TypeError(f"schedule must be a spec or a Schedule, got {type(plan).__name__}")
-    reduction = Reduction(
-        model, backbone or find_backbone(model), reducer, plan, site, seed,
-        _plugin(CACHES, cache, Cache), _plugin(HEADS, head, Head),
-    )  # fmt: skip
-    model.reduction = reduction  # first, so that a refusal leaves the model as it was
+    plugins = _plugin(CACHES, cache, Cache), _plugin(HEADS, head, Head)
+    if tuning is not None:
+        tuning.suspend()
+    try:
+        reduction = Reduction(model, backbone or find_backbone(model), reducer, plan, site, seed, *plugins, tuning)
+        model.reduction = reduction  # first, so that a refusal leaves the model as it was
+    except BaseException:
+        if tuning is not None:
+            tuning.resume()
+        raise
     reduction.attach()
     return reduction
+
+
+def tune(
+    model: nn.Module,
+    method: str | Tuner | Sequence[str | Tuner],
+    *,
+    train: Sequence[str] = ("head", "class_token"),
+    backbone: Backbone | None = None,
+) -> Tuning:
+    """Freeze a vision transformer and add a parameter-efficient tuning method, in place.
+
+    Token reduction comes after: ``vitrim.reduce`` works on a tuned model.
+
+    Args:
+        model: a vision transformer of timm; methods that only say what is trained work on all models that vitrim knows.
+        method: spec of a method such as ``"ila(plus=2)"`` or ``"lora(r=8)"``, several of them (``"adapter(dim=8) + vpt"`` or a
+            list), or :class:`Tuner` objects.
+        train: parts of the model itself that are trained besides: ``head``, ``class_token``, ``pos_embed``, ``norm``, ``norms``,
+            ``attention``, ``last_block`` and others (``vitrim.core.parts.PARTS``). The default is that of the ILA paper.
+        backbone: how to read the model, when vitrim does not know it.
+
+    Returns:
+        The tuning, also found at ``model.tuning``; its parameters are the only ones that are added.
+
+    Raises:
+        SpecError: for a bad spec, an unknown part, or a method that cannot work on this model or with the others.
+        TypeError: for a model in which no blocks are found.
+        ValueError: when the model is tuned or reduced already.
+    """
+    if isinstance(getattr(model, "tuning", None), Tuning):
+        raise ValueError("this model is tuned already; name all methods at once, or call model.tuning.detach() first")
+    if isinstance(getattr(model, "reduction", None), Reduction):
+        raise ValueError("the tokens of this model are reduced; call model.reduction.detach(), tune it, and reduce it again")
+    if hasattr(model, "tuning"):
+        raise ValueError(f"{type(model).__name__} has an attribute 'tuning' of its own; wrap the model in another module")
+    tuning = Tuning(model, backbone or find_backbone(model), read_tuners(method, TUNERS), train)
+    model.tuning = tuning
+    try:
+        tuning.attach()
+    except BaseException:
+        tuning.detach()
+        raise
+    return tuning
 
 
 def _plugin(registry: Registry, given: Any, kind: type[P]) -> P | None:

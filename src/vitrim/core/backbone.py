@@ -35,7 +35,14 @@ class Layout:
 
 
 class Halves:
-    """How a family of blocks is cut in two: everything up to the attention residual, and the rest."""
+    """How a family of blocks is cut in two: everything up to the attention residual, and the rest.
+
+    Attributes:
+        takes_beside: whether both halves take the keyword ``beside``, a function of what the attention or the MLP gets, whose
+            result is added to the half's (:class:`vitrim.core.tuner.Tuner`).
+    """
+
+    takes_beside: ClassVar[bool] = False
 
     @staticmethod
     def attention(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -97,6 +104,10 @@ class Backbone:
     def embed(self, model: nn.Module, tokens: Tensor) -> Tensor:
         """What the model does to its tokens between the position embedding and the first block, for ``(B, K, C)`` more."""
         return tokens
+
+    def final_norm(self, model: nn.Module) -> nn.Module | None:
+        """The norm between the last block and the classifier, or None where it is not known."""
+        return None
 
     def classes(self, model: nn.Module) -> int:
         """Number of classes; 0 without a classifier, or where it is not known."""

@@ -26,6 +26,9 @@ class Place:
         cls_token: the model's class token ``(1, 1, dim)``, or None where it is not known.
         embeds_prefix: whether the model adds positions to its class token.
         classes: number of classes, or 0 without a classifier.
+        norm: the model's norm between the last block and the classifier, or None where it is not known.
+        prefix: leading tokens that are no patches.
+        grid: patch grid, or None when unknown.
     """
 
     dim: int
@@ -35,6 +38,9 @@ class Place:
     cls_token: Tensor | None
     embeds_prefix: bool
     classes: int
+    norm: nn.Module | None = None
+    prefix: int = 1
+    grid: tuple[int, int] | None = None
 
 
 class _Plugin(nn.Module):
@@ -92,16 +98,30 @@ class Cache(_Plugin):
 
 
 class Head(_Plugin):
-    """A classifier that reads the class token after several blocks.
+    """A classifier that reads the tokens after several blocks.
 
     Attributes:
         taps: the blocks, ascending; set by :meth:`setup`.
+        uses_norm: whether the head calls the model's final norm, which then stays trained.
     """
 
+    uses_norm: ClassVar[bool] = False
     taps: Sequence[int] = ()
 
+    def take(self, layer: int, x: Tensor, cls: int | None, guests: Tensor | None, mass: Tensor | None = None) -> Tensor:
+        """What is remembered of the tokens ``x (B, n, C)`` after block ``layer``: the class token, or the first one.
+
+        Args:
+            layer: the block, one of :attr:`taps`.
+            x: its tokens.
+            cls: position of the class token, or None.
+            guests: ``(B, P, C)`` what the block left of a tuner's guests, or None.
+            mass: ``(B, n - prefix)`` how much each patch token counts in an average, or None when all count the same.
+        """
+        return x[:, cls or 0].clone()  # a view would hold the whole sequence
+
     def features(self, taps: Sequence[Tensor]) -> Tensor:
-        """``(B, F)`` features of the class tokens ``(B, C)`` after each of :attr:`taps`."""
+        """``(B, F)`` features of what :meth:`take` took after each of :attr:`taps`."""
         raise NotImplementedError
 
     def logits(self, features: Tensor) -> Tensor:

@@ -107,6 +107,8 @@ SCHEDULES = Registry("schedule")
 BACKBONES = Registry("backbone", "vitrim.backbones")
 CACHES = Registry("cache", "vitrim.caching")
 HEADS = Registry("head", "vitrim.heads")
+TUNERS = Registry("tuning method", "vitrim.tuning")
+RECOGNISERS = Registry("recogniser", "vitrim.recognition", families=True)
 
 
 def parse_spec(text: str) -> tuple[str, list[Any], dict[str, Any]]:

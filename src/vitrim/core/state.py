@@ -29,6 +29,8 @@ class State:
         suffix: trailing tokens that joined the sequence and are protected.
         window: where the tokens end that a cross-layer cache pools, or None without one.
         carried: ``(B, n)`` bool, True for tokens that the cache put back, with ``compat=official`` alone; else None.
+        grid: patch grid of the input, or what a down-sampling tuner left of it; None when unknown.
+        whole: how many of the maps were there when the grid last had a token in every cell.
     """
 
     n: int
@@ -43,6 +45,16 @@ class State:
     suffix: int = 0
     window: int | None = None
     carried: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    whole: int = 0
+
+    def mass(self, prefix: int) -> Tensor | None:
+        """``(B, n - prefix)``: how much each patch token counts in an average; None when all count the same."""
+        if self.size is None or self.policy is None:
+            mass = self.policy if self.size is None else self.size
+        else:
+            mass = self.size * self.policy
+        return None if mass is None else mass[:, prefix:]
 
 
 @dataclass
@@ -59,7 +71,8 @@ class Memory:
     steps: dict[int, Step | None] = field(default_factory=dict)
     plans: dict[int, dict[int, int]] = field(default_factory=dict)
     groups: dict[int, Tensor | None] = field(default_factory=dict)  # what a cache took at each block
-    taps: dict[int, Tensor | None] = field(default_factory=dict)  # class tokens that a head reads
+    taps: dict[int, Tensor | None] = field(default_factory=dict)  # what a head reads at each block
+    guests: dict[int, Tensor | None] = field(default_factory=dict)  # what a block left of a tuner's guests
     patches: int = 0
     inputs: dict[int, int] = field(default_factory=dict)
     last: int = -1
@@ -67,7 +80,7 @@ class Memory:
     def __getstate__(self) -> dict[str, object]:
         # For copies and pickles: no tokens of a forward pass. In training they belong to its graph and cannot be copied.
         kept: dict[str, object] = dict(vars(self))
-        for name in ("states", "steps", "groups", "taps"):
+        for name in ("states", "steps", "groups", "taps", "guests"):
             kept[name] = dict.fromkeys(getattr(self, name))
         return kept | {"inputs": {}, "last": -1}
 

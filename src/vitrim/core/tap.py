@@ -27,6 +27,7 @@ class Tap(TorchFunctionMode):
         valid: ``(B, n)`` bool, False for padding; only noted, ``bias`` does the masking.
         uniform: let padding attend to everything alike, padding included, as the published code of ATS does; nobody sees it
             there but the mean of CLCA's published code.
+        askers: tokens that ask but are no keys: the last ones, or with a negative number the first ones.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Tap(TorchFunctionMode):
         positions: Tensor | None = None,
         valid: Tensor | None = None,
         uniform: bool = False,
+        askers: int = 0,
     ) -> None:
         super().__init__()
         self.calls = calls
@@ -47,6 +49,7 @@ class Tap(TorchFunctionMode):
         self.positions = positions
         self.valid = valid
         self.uniform = uniform
+        self.askers = askers
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -75,6 +78,8 @@ class Tap(TorchFunctionMode):
             raise RuntimeError("token reduction needs full attention; this block asks for a causal mask")
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         mask = self._mask(attn_mask, query.dtype)
+        if self.askers:
+            return self._attend_with_askers(query, key, value, mask, options)
         self.calls.append(Attention(query, key, value, factor, mask, self.valid))
         if self.policy is not None:
             return policy_attention(query, key, value, self.policy, factor, mask)
@@ -87,6 +92,22 @@ class Tap(TorchFunctionMode):
         if self.uniform and self.valid is not None:
             return torch.where(self.valid[:, None, :, None], out, value.mean(dim=-2, keepdim=True))
         return out
+
+    def _attend_with_askers(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
+        """Attention in which some tokens ask, but are not asked."""
+        n = self.length - abs(self.askers)
+        others = slice(n) if self.askers > 0 else slice(self.length - n, None)
+        key, value = key[..., others, :], value[..., others, :]
+        mask = None if mask is None else mask[..., others]
+        if self.policy is not None:
+            raise RuntimeError("queries that nobody attends to do not go with mask-based training; train with another method")
+        seen = mask if mask is None or mask.shape[-2] == 1 else mask[..., others, :]
+        factor = query.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
+        valid = None if self.valid is None else self.valid[:, others]
+        self.calls.append(Attention(query[..., others, :], key, value, factor, seen, valid))
+        return F.scaled_dot_product_attention(query, key, value, mask, **options)
 
     def _mask(self, attn_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """The block's own mask, cut to the present tokens, plus the bias of the keys."""

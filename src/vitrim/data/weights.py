@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Weights:
         path: the file.
         state: tensors of the model by name.
         reduction: tensors of a learned reduction, names as ``model.reduction`` has them.
+        tuning: tensors of tuning methods, names as ``model.tuning`` has them.
         metadata: the strings in the header of the file.
     """
 
@@ -28,6 +29,7 @@ class Weights:
     state: dict[str, Tensor]
     reduction: dict[str, Tensor]
     metadata: dict[str, str]
+    tuning: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -59,9 +61,11 @@ def read_weights(path: str | Path) -> Weights:
                 f"weights: '{key}' in '{path}' holds NaN or infinite numbers, so every prediction would be void; "
                 "save an earlier checkpoint of that training run"
             )
-    state = {k: v for k, v in tensors.items() if not k.startswith("reduction.")}
-    reduction = {k.removeprefix("reduction."): v for k, v in tensors.items() if k.startswith("reduction.")}
-    return Weights(path, state, reduction, metadata)
+    state = {k: v for k, v in tensors.items() if not k.startswith(("reduction.", "tuning."))}
+    reduction, tuning = (
+        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} for prefix in ("reduction.", "tuning.")
+    )
+    return Weights(path, state, reduction, metadata, tuning)
 
 
 def load_into(model: nn.Module, weights: Weights, name: str) -> None:

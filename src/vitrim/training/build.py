@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import nn
 
-from vitrim.core.attach import reduce
+from vitrim.core.attach import reduce, tune
 from vitrim.core.registry import SpecError, parse_spec
 from vitrim.data.finetune import model_to_train
 from vitrim.data.weights import read_weights
@@ -92,7 +92,7 @@ def build_transform(recipe: Recipe) -> Transform:
 def build_model(
     recipe: Recipe, classes: Sequence[str], *, pretrained: bool = True, notes: list[str] | None = None
 ) -> nn.Module:  # fmt: skip
-    """The model of a recipe in training mode: weights loaded, head fitted, tokens reduced, parts frozen.
+    """The model of a recipe in training mode: weights loaded, head fitted, tuned, tokens reduced, parts frozen.
 
     What is not loaded is initialised from the recipe's seed.
 
@@ -119,14 +119,20 @@ def build_model(
     )
     if notes is not None:
         notes.extend(told)
+    added: dict[str, nn.Module] = {}
+    if recipe.tune is not None:
+        added["tuning"] = tune(model, recipe.tune, train=recipe.tune_train)
     if recipe.method is not None or recipe.cache is not None or recipe.head is not None:
-        reduce(model, recipe.method or "none", recipe.schedule, seed=recipe.seed, cache=recipe.cache, head=recipe.head)
-        learned = read_weights(recipe.weights).reduction if pretrained and recipe.weights else {}
-        fitting = _fitting(model.reduction, learned)  # pyright: ignore[reportArgumentType]
-        if fitting:
-            model.reduction.load_state_dict(fitting, strict=False)  # pyright: ignore
-            if notes is not None:
-                notes.append(f"{len(fitting)} tensors of the reduction taken from the file")
+        added["reduction"] = reduce(
+            model, recipe.method or "none", recipe.schedule, seed=recipe.seed, cache=recipe.cache, head=recipe.head
+        )
+    if pretrained and recipe.weights and added:
+        weights = read_weights(recipe.weights)
+        for name, module in added.items():
+            fitting = _fitting(module, weights.tuning if name == "tuning" else weights.reduction)
+            module.load_state_dict(fitting, strict=False)
+            if fitting and notes is not None:
+                notes.append(f"{len(fitting)} tensors of the {name} taken from the file")
     freeze(model, recipe.freeze)
     return model.train()
 
@@ -184,12 +190,13 @@ def load_run(run: str | Path, *, which: str = "final", device: str | torch.devic
     classes = [str(c) for c in yaml.safe_load(weights.metadata["classes"])]
     model = build_model(recipe, classes, pretrained=False)
     state = {**weights.state, **{f"reduction.{k}": v for k, v in weights.reduction.items()}}
+    state |= {f"tuning.{k}": v for k, v in weights.tuning.items()}
     model.load_state_dict(state)
     return LoadedRun(model.eval().to(device), recipe, build_transform(recipe), path.parent, classes)
 
 
-def _fitting(reduction: nn.Module, learned: dict[str, Any]) -> dict[str, Any]:
-    own = reduction.state_dict()
+def _fitting(module: nn.Module, learned: dict[str, Any]) -> dict[str, Any]:
+    own = module.state_dict()
     return {k: v for k, v in learned.items() if k in own and own[k].shape == v.shape}
 
 

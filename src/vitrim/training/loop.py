@@ -22,7 +22,7 @@ from vitrim.training.progress import Progress
 from vitrim.training.recipe import Recipe
 from vitrim.training.schedules import set_lr
 from vitrim.training.seeds import seed_everything
-from vitrim.training.session import Session, make_session
+from vitrim.training.session import Session, attention_kernel, make_session
 from vitrim.training.stop import Stop
 from vitrim.training.summary import Summary, memory_mb
 
@@ -159,7 +159,8 @@ class Run:
             place = s.step * len(parts) + i
             seed_everything(s.recipe.seed, "step", place, accelerator.process_index)
             # Gradients of several processes are averaged once, with those of the last part.
-            with accelerator.no_sync(s.wrapped) if i + 1 < len(parts) else nullcontext():
+            apart = accelerator.no_sync(s.wrapped) if i + 1 < len(parts) else nullcontext()
+            with apart, attention_kernel(accelerator):
                 loss, right = s.objective(
                     s.wrapped, *read, place=place, rank=accelerator.process_index, autocast=accelerator.autocast
                 )

@@ -36,7 +36,7 @@ def parameter_groups(
     """The trainable parameters in the groups of *Which Tokens to Use?* and CLCA.
 
     A parameter is *new* if its name contains, or is contained in, one of: the head's, ``pos_embed``, ``patch_embed``
-    (:data:`NEW_NAMES`, as published), ``reduction`` (all that a reduction adds) and ``new_names``; all others are the
+    (:data:`NEW_NAMES`, as published), ``reduction`` and ``tuning`` (all that those add) and ``new_names``; all others are the
     backbone. Without weight decay are one-dimensional tensors, biases, and those called as in :data:`NO_DECAY`, in the
     model's own list (``model.no_weight_decay()`` of timm) or in ``no_decay``.
 
@@ -61,7 +61,7 @@ def parameter_groups(
         ValueError: when nothing is trainable, or a setting is out of range.
     """
     _check_range(layer_decay, backbone_lr_scale, freeze_epochs)
-    fresh = (*NEW_NAMES, "reduction.", *new_names)
+    fresh = (*NEW_NAMES, "reduction.", "tuning.", *new_names)
     own: Any = getattr(model, "no_weight_decay", set)  # timm's models list theirs
     skipped: set[str] = {*NO_DECAY, *no_decay, *own()}
     scales = layer_scales(model, layer_decay) if layer_decay is not None else {}

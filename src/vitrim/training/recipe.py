@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 import vitrim.core.schedule  # noqa: F401  # pyright: ignore[reportUnusedImport] (registers the schedules)
-from vitrim.core.registry import METHODS, SCHEDULES, SpecError, spec
+from vitrim.core.registry import METHODS, SCHEDULES, TUNERS, SpecError, spec
+from vitrim.core.tuning import read_tuners
 from vitrim.training.values import boolean, from_text, interval, set_inside, whole
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -56,6 +57,8 @@ class Recipe:
         schedule: spec of the schedule of the method.
         cache: spec of a cross-layer cache, such as ``clc(num_clr=1)``.
         head: spec of a head that replaces the model's own, such as ``cla``.
+        tune: spec of a parameter-efficient tuning method, or several joined by ``+``, such as ``ila(plus=2)``.
+        tune_train: parts of the model itself that are trained besides, with ``tune``.
         data: spec of a data set, such as ``cub(root='data/cub')``.
         fake: train on the tiny fake twin of the data set.
         train_split: split to learn from.
@@ -114,6 +117,8 @@ class Recipe:
     schedule: str = "keep(rate=0.5, at=[3, 6, 9])"
     cache: str | None = None
     head: str | None = None
+    tune: str | None = None
+    tune_train: list[str] = field(default_factory=lambda: ["head", "class_token"])
     data: str = ""
     fake: bool = False
     train_split: str = "train"
@@ -320,8 +325,19 @@ def _check(recipe: Recipe) -> None:
                 raise ValueError(f"recipe: '{name}': {error}") from error
     if recipe.method is not None:
         METHODS.build(recipe.method)
+    if recipe.tune is not None:
+        _check_tune(recipe)
     SCHEDULES.build(recipe.schedule)
     if (recipe.distill is None) != (recipe.teacher is None) and not (recipe.method or "").startswith("dynamicvit"):
         raise ValueError("recipe: 'distill' and 'teacher' go together, as in distill: soft(alpha=0.5) and teacher: timm/NAME")
     if "jsonl" not in recipe.log:
         recipe.log = ["jsonl", *recipe.log]
+
+
+def _check_tune(recipe: Recipe) -> None:
+    if recipe.freeze is not None:
+        raise ValueError("recipe: 'tune' says what is trained; leave 'freeze' out, and name parts of the model in 'tune_train'")
+    try:
+        recipe.tune = " + ".join(spec(tuner) for tuner in read_tuners(recipe.tune, TUNERS))
+    except SpecError as error:
+        raise ValueError(f"recipe: 'tune': {error}") from error

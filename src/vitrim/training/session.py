@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import IterableDataset
 
 from vitrim.datasets.base import DataSet
@@ -248,6 +250,16 @@ def make_accelerator(recipe: Recipe) -> Any:
     if recipe.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("recipe: precision fp16 needs a GPU; use --precision bf16 on a CPU")
     return accelerator
+
+
+def attention_kernel(accelerator: Any) -> AbstractContextManager[Any]:
+    """The attention kernel of a training step; PyTorch's own choice except in bf16 on a CPU.
+
+    There the backward pass of the fused kernel takes several times as long as the plain matrix products (torch 2.13).
+    """
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def local_processes() -> int:

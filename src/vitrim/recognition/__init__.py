@@ -1,0 +1,1 @@
+"""Fine-grained recognition, one file per recogniser."""
