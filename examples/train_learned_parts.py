@@ -3,7 +3,7 @@
 DynamicViT, DPC-KNN, Sinkhorn, PatchMerger and SiT bring parameters of their own. This trains those, and nothing else,
 so that the reduced model agrees with the dense one; it made the learned parts that `vitrim demo` uses.
 
-    python examples/train_learned_parts.py sit --data DIR --steps 400 --out sit.safetensors
+    python examples/train_learned_parts.py sit --data DIR --steps 250 --out sit.safetensors
 
 DIR holds the training set of Fashion-MNIST as distributed: train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz.
 """
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vitrim
 from vitrim.data.embedded import FASHION_MEAN, FASHION_STD
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("method")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rate", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, required=True)
@@ -68,9 +69,12 @@ def main() -> None:
     start, running = time.monotonic(), 0.0
     for step in range(args.steps):
         chosen = torch.randint(len(images), (args.batch_size,))
-        with torch.no_grad():
-            dense = teacher(images[chosen])
-        loss = loss_of(model(images[chosen]), labels[chosen], dense, reduction, rates)
+        # Half precision with plain matrix products: more than twice as fast on a CPU.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad():
+                dense = teacher(images[chosen])
+            logits = model(images[chosen])
+        loss = loss_of(logits.float(), labels[chosen], dense.float(), reduction, rates)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(reduction.parameters(), 1.0)

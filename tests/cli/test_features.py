@@ -33,7 +33,8 @@ def test_tables_and_pictures(tmp_path, capsys):
     assert len(facts["values"]["distance"][0]) == 3
     assert facts["method"] == "evit"
     for name in ("cka", "distance", "panels"):
-        assert min(Image.open(tmp_path / f"{name}.png").size) > 200
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 200
 
 
 def test_an_interrupted_pass_goes_on(gallery, tmp_path):

@@ -95,7 +95,7 @@ def tsne(features: np.ndarray, perplexity: float = 30.0, seed: int = 0) -> np.nd
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
-        raise ImportError("t-SNE needs scikit-learn; install it with: pip install scikit-learn") from error
+        raise ImportError("t-SNE needs scikit-learn; install vitrim[analysis]") from error
     if len(features) < 4:
         raise ValueError(f"t-SNE needs four images or more; got {len(features)}")
     nearest = min(perplexity, (len(features) - 1) / 3)
