@@ -10,17 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vitrim
+from vitrim.recognition.losses import contrastive, supervised_contrastive
 from vitrim.tasks import CrossEntropy
 from vitrim.training.losses import (
     DynamicViTLoss,
     classifier_weight,
-    contrastive,
     decisions,
     divergence,
     group_lasso,
     keep_ratios,
     ratio_loss,
-    supervised_contrastive,
     token_loss,
 )
 
