@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitrim.measure.tuned import costs, paper_macs, total_trained, trained_parameters
+from vitrim.measure.tuned import both_macs, costs, total_trained, trained_parameters
 
 # Trained parameters with 200 classes, ViT-B/16: published code, all of them frozen but head, class token and the method.
 TRAINED = {
@@ -48,8 +48,8 @@ def test_fully_tuned_rows_count_two_hundred_classes_five_times() -> None:
 def test_multiply_adds_by_both_conventions() -> None:
     layer = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU())
     x = torch.randn(3, 4)
-    assert paper_macs(layer, x) == 3 * 4 * 6 + 3 * 6
-    assert paper_macs(nn.AvgPool2d(2), torch.randn(1, 2, 4, 4)) == 2 * 2 * 2
+    assert both_macs(layer, x) == (3 * 4 * 6, 3 * 4 * 6 + 3 * 6)
+    assert both_macs(nn.AvgPool2d(2), torch.randn(1, 2, 4, 4)) == (0, 2 * 2 * 2)
 
 
 def test_costs_of_a_small_model() -> None:

@@ -20,11 +20,23 @@ SPECS = (
     "adapter(dim=3)", "adapter(path=sequential)", "adapter(path=mlp, compat=official)", "convpass(dim=3)", "vpt(length=3)",
     "vpt(length=3, deep=true)", "vqt(length=2)", "vqt(length=2, at=[1, 3])", "h2t", "ila(dim=3, at=[0, 2])",
     "ila(plus=1, at=[0, 2], dim=3)", "ila(plus=2, at=[0, 2], dim=3)", "ila(at=[1], residual=pool, norms=ln, multiplier=2, dim=3)",
-    "vpt(length=3) + adapter(dim=3) + lora(r=2)", "ila(at=[0, 2], dim=3) + vpt(length=3, deep=true)",
+    "ssf + lora(r=2)", "lora(r=2) + ssf", "vpt(length=3) + adapter(dim=3) + lora(r=2)",
+    "ila(at=[0, 2], dim=3) + vpt(length=3, deep=true)",
 )  # fmt: skip
 UNCHANGED = ("linear", "full", "bitfit", "ssf", "lora(r=2)", "lora(layers=all, r=2)", "lora(dora=true, r=2)", "adapter(dim=3)",
              "adapter(path=sequential)", "convpass(dim=3)")  # fmt: skip
-MERGED = ("linear", "full", "bitfit", "ssf", "ssf(compat=official)", "lora(r=2)", "lora(layers=all, r=2)", "lora(dora=true, r=2)")
+MERGED = (
+    "ssf + lora(r=2)",
+    "lora(r=2) + ssf",
+    "linear",
+    "full",
+    "bitfit",
+    "ssf",
+    "ssf(compat=official)",
+    "lora(r=2)",
+    "lora(layers=all, r=2)",
+    "lora(dora=true, r=2)",
+)
 REDUCED = (
     "adapter(dim=3)", "convpass(dim=3)", "lora(r=2)", "vpt(length=3)", "vpt(length=3, deep=true)", "vqt(length=2)", "ssf", "h2t",
     "ila(at=[], between=[0, 1, 2, 3], dim=3)",

@@ -52,7 +52,7 @@ def tune(
 
 def table(found: list[Cost], model: str, classes: int, parts: tuple[str, ...]) -> str:
     """One line per method."""
-    head = ("method", "trained", "of all", "GMACs", "of dense", "tokens at the end")
+    head = ("method", "trained", "of all", "GMACs", "of dense", "as papers count", "tokens at the end")
     cells = [
         (
             c.spec,
@@ -60,6 +60,7 @@ def table(found: list[Cost], model: str, classes: int, parts: tuple[str, ...]) -
             f"{c.trained / c.total:.2%}",
             f"{c.gmacs:.3f}",
             f"{c.gmacs / c.dense_gmacs:.1%}",
+            f"{c.paper_gmacs:.3f}",
             str(c.tokens),
         )
         for c in found

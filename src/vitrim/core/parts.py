@@ -42,7 +42,7 @@ def parameters_of(ground: Ground, part: str) -> set[str]:
         part: one of ``PARTS``.
 
     Raises:
-        SpecError: for an unknown part, with those that there are, or one that the model does not have.
+        SpecError: for an unknown part, with those that there are. One that the model does not have is empty.
     """
     model = ground.model
     names = {n: n.split(".") for n, _ in model.named_parameters() if n.split(".")[0] not in ("tuning", "reduction")}

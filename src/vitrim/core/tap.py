@@ -20,7 +20,7 @@ class Tap(TorchFunctionMode):
 
     Args:
         calls: list that receives one :class:`Attention` per call.
-        length: number of tokens; calls with another key length (cross-attention) pass untouched.
+        length: number of tokens; calls with another key length (cross-attention) pass untouched. None takes any.
         bias: ``(B, n)`` added to the logits of every key: log-sizes, and ``-inf`` for padding.
         policy: ``(B, n)`` keep decisions; the masked softmax of DynamicViT replaces the plain one.
         positions: ``(B, n)`` rows of a full ``(.., N, N)`` position bias that belong to the present tokens.
@@ -33,7 +33,7 @@ class Tap(TorchFunctionMode):
     def __init__(
         self,
         calls: list[Attention],
-        length: int,
+        length: int | None,
         bias: Tensor | None = None,
         policy: Tensor | None = None,
         positions: Tensor | None = None,
@@ -72,12 +72,12 @@ class Tap(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         options: dict[str, Any] = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
-        if key.shape[-2] != self.length:
+        if self.length is not None and key.shape[-2] != self.length:
             return F.scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal, **options)
         if is_causal:
             raise RuntimeError("token reduction needs full attention; this block asks for a causal mask")
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        mask = self._mask(attn_mask, query.dtype)
+        mask = self._mask(attn_mask, query.dtype, key.shape[-2])
         if self.askers:
             return self._attend_with_askers(query, key, value, mask, options)
         self.calls.append(Attention(query, key, value, factor, mask, self.valid))
@@ -97,8 +97,8 @@ class Tap(TorchFunctionMode):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
         """Attention in which some tokens ask, but are not asked."""
-        n = self.length - abs(self.askers)
-        others = slice(n) if self.askers > 0 else slice(self.length - n, None)
+        n = key.shape[-2] - abs(self.askers)
+        others = slice(n) if self.askers > 0 else slice(-self.askers, None)
         key, value = key[..., others, :], value[..., others, :]
         mask = None if mask is None else mask[..., others]
         if self.policy is not None:
@@ -109,16 +109,16 @@ class Tap(TorchFunctionMode):
         self.calls.append(Attention(query[..., others, :], key, value, factor, seen, valid))
         return F.scaled_dot_product_attention(query, key, value, mask, **options)
 
-    def _mask(self, attn_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def _mask(self, attn_mask: Tensor | None, dtype: torch.dtype, keys: int) -> Tensor | None:
         """The block's own mask, cut to the present tokens, plus the bias of the keys."""
         mask = attn_mask
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
         if mask is not None and self.positions is not None:
             mask = _take_positions(mask, self.positions)
-        if mask is not None and mask.shape[-1] not in (1, self.length):
+        if mask is not None and mask.shape[-1] not in (1, keys):
             raise RuntimeError(
-                f"the block masks {mask.shape[-1]} keys, but {self.length} tokens are left; masks of the whole sequence cannot "
+                f"the block masks {mask.shape[-1]} keys, but {keys} tokens are left; masks of the whole sequence cannot "
                 "be followed here, so call the model without one"
             )
         if self.bias is None:

@@ -43,7 +43,9 @@ class Tuning(nn.Module):
             self.add_module(tuner.spec_name, tuner)
         self._own = set().union(*(parameters_of(self.ground, part) for part in parts))
         self._own = self._own.union(*(tuner.trained(self.ground) for tuner in self.tuners))
-        self._check_halves()
+        self._check()
+        self._hosts = [tuner for tuner in self.tuners if self._brings_guests(tuner)]
+        self._shrinks: dict[Grid | None, dict[int, tuple[Tuner, Grid, Grid]]] = {}
         reference = next(model.parameters(), None)
         if reference is not None:
             self.to(device=reference.device, dtype=reference.dtype)
@@ -189,7 +191,10 @@ class Tuning(nn.Module):
     @property
     def host(self) -> Tuner | None:
         """The tuner that brings guests, or None."""
-        return next((t for t in self.tuners if any(t.guest_count(layer) for layer in range(self.ground.depth))), None)
+        return self._hosts[0] if self._hosts else None
+
+    def _brings_guests(self, tuner: Tuner) -> bool:
+        return any(tuner.guest_count(layer) for layer in range(self.ground.depth))
 
     def beside(self, half: Half) -> list[Tuner]:
         """The tuners that add something to a half of every block."""
@@ -211,7 +216,9 @@ class Tuning(nn.Module):
 
     def shrinks(self, grid: Grid | None) -> dict[int, tuple[Tuner, Grid, Grid]]:
         """The blocks after which the grid gets smaller: which tuner does it, from what grid, to what grid."""
-        steps: dict[int, tuple[Tuner, Grid, Grid]] = {}
+        if grid in self._shrinks:
+            return self._shrinks[grid]
+        steps = self._shrinks[grid] = {}
         for layer in range(self.ground.depth):
             for tuner in self.tuners:
                 after = None if grid is None else tuner.shrink(layer, grid)
@@ -232,9 +239,9 @@ class Tuning(nn.Module):
         if twice:
             raise SpecError(f"{twice} is named twice; give a tuning method once, with all its settings")
 
-    def _check_halves(self) -> None:
+    def _check(self) -> None:
         ground = self.ground
-        hosts = [t for t in self.tuners if any(t.guest_count(layer) for layer in range(ground.depth))]
+        hosts = [tuner for tuner in self.tuners if self._brings_guests(tuner)]
         heads = [t for t in self.tuners if t.head is not None]
         for kind, found in (("bring tokens of their own", hosts), ("bring a classifier of their own", heads)):
             if len(found) > 1:

@@ -80,14 +80,12 @@ def costs(
     for spec in specs:
         tuned = _build(model, classes)
         tuning = tune(tuned, spec, train=train)
-        gmacs = count_flops(tuned.eval(), image).gflops
         lengths: list[int] = []
         blocks: Any = tuned.blocks
-        handle = blocks[-1].register_forward_hook(lambda _m, _i, y, into=lengths: into.append(int(y.shape[1])))
-        paper = paper_macs(tuned, image) / 1e9
-        handle.remove()
+        blocks[-1].register_forward_hook(lambda _m, _i, y, into=lengths: into.append(int(y.shape[1])))
+        macs, paper = both_macs(tuned.eval(), image)
         trained, total = tuning.count()
-        found.append(Cost(tuning.spec, trained, total, gmacs, paper, dense, lengths[0]))
+        found.append(Cost(tuning.spec, trained, total, macs / 1e9, paper / 1e9, dense, lengths[0]))
     return found
 
 
@@ -114,12 +112,12 @@ def trained_parameters(spec: str, classes: int, model: str = "timm/vit_base_patc
     return parameters(built, trainable=True)
 
 
-def paper_macs(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-adds of a forward pass as torchprofile counts them: also one for each element of a norm, product or mean."""
+def both_macs(model: nn.Module, *inputs: Tensor) -> tuple[int, int]:
+    """Multiply-adds of a forward pass: plain, and as torchprofile counts, with one per element of a norm, product or mean."""
     extra = _Elementwise()
-    with torch.no_grad(), extra:
-        model(*inputs)
-    return count_flops(model, *inputs).macs + extra.count
+    with extra:
+        plain = count_flops(model, *inputs).macs
+    return plain, plain + extra.count
 
 
 class _Elementwise(TorchDispatchMode):

@@ -150,7 +150,7 @@ def steps(vit: Any, x: Tensor, read: Container[int] = ()) -> Iterator[tuple[int,
             yield layer, x, None
             continue
         calls: list[Attention] = []
-        with _AnyLength(calls):  # around the checkpoint, so that recomputing records nothing
+        with Tap(calls, None):  # of any length; around the checkpoint, so that recomputing records nothing
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         if not calls:
             raise RuntimeError(
@@ -274,27 +274,6 @@ def engine_of(vit: Any) -> Reduction | None:
     if hasattr(vit, "reduction"):
         return vit.reduction
     return vit.tuning.engine if hasattr(vit, "tuning") and any(t.works_in_blocks for t in vit.tuning.tuners) else None
-
-
-class _AnyLength(Tap):
-    """A tap for sequences whose length nobody knows beforehand: a reduction may change it inside the block."""
-
-    def __init__(self, calls: list[Attention]) -> None:
-        super().__init__(calls, 0)
-
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        tap = Tap(self.calls, key.shape[-2])
-        return tap._attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
 def _valid(vit: Any, layer: int, n: int) -> Tensor | None:

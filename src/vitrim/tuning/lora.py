@@ -19,6 +19,9 @@ class LoraPatch(Patch):
     def __init__(self, module: nn.Module, layer: nn.Module) -> None:
         super().__init__(module)
         self.layer = [layer]  # in a list: it belongs to the tuner
+        # What peft takes for the layer is whatever was there before: another method may have changed that (ssf).
+        base: Any = layer.base_layer
+        base.forward = self.original
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the layer's own, plus the change."""
@@ -75,7 +78,7 @@ class Lora(Tuner):
             from peft.tuners.lora.layer import Linear
         except ImportError as error:
             raise ImportError("lora needs peft; install vitrim[peft]") from error
-        # A shallow copy shares the weights and knows nothing of the patch, so that the change can call the layer's own forward.
+        # A shallow copy shares the weights and knows nothing of the patch, so that the change does not call itself.
         base = copy.copy(layer)
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.drop, use_rslora=self.rslora, use_dora=self.dora)  # pyright: ignore
         change: Any = Linear(base, "default", config=config, r=self.r, lora_alpha=self.alpha)  # pyright: ignore
