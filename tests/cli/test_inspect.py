@@ -28,6 +28,22 @@ def test_tables_and_pictures(bag: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert len(list(out.glob("bag-*.png"))) == 2
 
 
+def test_pictures_in_a_terminal(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("vitrim.cli.inspect.shows_pictures", lambda: True)
+    assert main(["inspect", str(bag), "--reduce", "tome"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 28 <= max(line.count("\u2580") for line in lines) <= 60
+    assert any("block 9: 25 tokens" in line for line in lines)
+    assert not (tmp_path / "vitrim-inspect").exists()
+    monkeypatch.setattr("vitrim.cli.inspect.shows_pictures", lambda: False)
+    assert main(["inspect", str(bag), "--reduce", "tome"]) == 0
+    assert (tmp_path / "vitrim-inspect" / "bag-tome.png").is_file()
+
+
 @pytest.mark.parametrize(("content", "reason"), [(b"text", "no image"), (b"", "empty file")])
 def test_files_that_are_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, reason: str) -> None:
     (tmp_path / "x.jpg").write_bytes(content)

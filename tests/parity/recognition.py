@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from tests.parity import attention_tools as saliency
 from tests.parity import golden
 from tests.parity.models import Outcome
+from vitrim.core.rollout import mutual, product, rollout, similarity
 from vitrim.core.tokens import Attention
 from vitrim.recognition.base import Recogniser, recognise
 from vitrim.recognition.crops import attention_boxes, cut
-from vitrim.recognition.selection import mutual, parts, product, rollout, similarity, take
+from vitrim.recognition.selection import parts, take
 
 METHODS = ("transfg", "transfg_aux", "ffvt", "ramstrans", "glsim", "glsim_l1_mask", "glsim_l2")
 COMPONENTS = ("attention_tools", "glsim_and_crop")

@@ -24,7 +24,7 @@ from vitrim.datasets.transforms import TRANSFORMS
 from vitrim.experiments.cells import Cell, expand
 from vitrim.experiments.grid import read_groups
 from vitrim.experiments.sweep import resolve_recipe
-from vitrim.training.build import build_dataset
+from vitrim.training.build import build_dataset, build_model
 from vitrim.training.loop import train
 from vitrim.training.optim import read_optimizer
 from vitrim.training.recipe import Recipe
@@ -76,7 +76,7 @@ def check_command(words: list[str]) -> None:
 
 
 def test_families() -> None:
-    assert {"which_tokens", "atc", "clca", "ila", "leaves", "sweeps"} <= {p.parent.name for p in ALL}
+    assert {"which_tokens", "atc", "clca", "ila", "recognition", "leaves", "sweeps"} <= {p.parent.name for p in ALL}
 
 
 @pytest.mark.parametrize("path", ALL, ids=name)
@@ -89,7 +89,7 @@ def test_header(path: Path) -> None:
         check_command(words)
     if path.parent != ROOT / "recipes":
         assert "to beat" in header.lower() or "docs/results.md" in header
-    for other in re.findall(r"\b((?:which_tokens|atc|clca|ila|leaves|sweeps)/\w+\.yaml)", header):
+    for other in re.findall(r"\b((?:which_tokens|atc|clca|ila|recognition|leaves|sweeps)/\w+\.yaml)", header):
         assert (ROOT / "recipes" / other).is_file(), other
 
 
@@ -186,6 +186,27 @@ def check_run(recipe: Recipe, out: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_two_steps(path: Path, dense: str, tmp_path: Path) -> None:
     check_run(small(path, dense), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "trained"),
+    [  # the published counts for 200 classes, the class token included where it learns
+        ("transfg", {}, 7_242_440),
+        ("transfg", {"recognise": "transfg(stride=12)"}, 7_242_440),
+        ("ffvt", {}, 7_243_976),
+        ("ramstrans", {}, 155_336),
+        ("glsim", {}, 7_244_744),
+        ("cal", {}, 4_939_840),
+        ("heads", {}, 465_480),
+        ("heads", {"head": "lrblp"}, 868_616),
+        ("heads", {"head": "ifacls", "tune_train": "class_token"}, 156_117),
+    ],
+)
+def test_trained_parameters_of_recognisers(file: str, keys: dict[str, str], trained: int) -> None:
+    recipe = Recipe.from_yaml(ROOT / "recipes/recognition" / f"{file}.yaml", keys)
+    with torch.device("meta"):
+        model = build_model(recipe, [str(i) for i in range(200)], pretrained=False)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
 
 
 def cells(path: Path) -> list[Cell]:

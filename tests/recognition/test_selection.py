@@ -10,12 +10,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from tests.parity.recognition import attention_of
+from vitrim.core.rollout import mutual, rollout, similarity
 from vitrim.core.tokens import Attention
 from vitrim.recognition.base import run, steps
 from vitrim.recognition.crops import black, cut, patch_boxes
 from vitrim.recognition.losses import consistency, contrastive, supervised_contrastive
-from vitrim.recognition.selection import anywhere, mutual, parts, product, rollout, similarity, take
+from vitrim.recognition.selection import anywhere, parts, take
 
 
 def phi(shape: tuple[int, ...], amplitude: float, phase: float) -> Tensor:
@@ -99,40 +99,6 @@ def test_rollout(encoded: tuple[Tensor, list[Tensor], list[Attention]]) -> None:
     check(whole, [0.11768679, 0.05514617, 0.05510017, 0.05520689], 34.0, 2.12502061)
     torch.testing.assert_close(rollout(attentions), whole[:, 0])
     torch.testing.assert_close(rollout(attentions, 5), whole[:, 5])
-
-
-def test_rows_in_pieces_are_the_rows_of_the_matrix_product() -> None:
-    torch.manual_seed(0)
-    n, heads = 40, 3
-    scores = 3 * torch.randn(4, 2, heads, n, n)
-    attentions = [attention_of(s) for s in scores]
-    weights = [s.softmax(dim=-1) for s in scores]
-    whole = weights[3] @ weights[2] @ weights[1] @ weights[0]
-    torch.testing.assert_close(product(attentions, None), whole)
-    torch.testing.assert_close(product(attentions, 7), whole[:, :, 7])
-    mixed = [(w.mean(dim=1) + torch.eye(n)) / 2 for w in weights]
-    torch.testing.assert_close(rollout(attentions, None), mixed[3] @ mixed[2] @ mixed[1] @ mixed[0])
-    # Large enough to be cut into pieces.
-    n = 1100
-    many = [Attention(*torch.randn(3, 1, 4, n, 4).unbind(), 0.5) for _ in range(3)]
-    first, second, third = (a.weights() for a in many)
-    torch.testing.assert_close(product(many), (third[:, :, :1] @ second @ first).squeeze(2))
-
-
-def test_mutual_attention_by_the_whole_matrices() -> None:
-    torch.manual_seed(0)
-    scores = 2 * torch.randn(2, 3, 20, 20)
-    wanted = scores.softmax(dim=-2).mean(dim=1)[:, :, 0] * scores.softmax(dim=-1).mean(dim=1)[:, 0]
-    torch.testing.assert_close(mutual(attention_of(scores)), wanted)
-
-
-def test_padding_is_not_seen() -> None:
-    torch.manual_seed(0)
-    q, k = torch.randn(2, 1, 2, 9, 4).unbind()
-    short = Attention(q[:, :, :6], k[:, :, :6], k[:, :, :6], 0.5)
-    valid = (torch.arange(9) < 6).unsqueeze(0)
-    bias = torch.zeros(1, 9).masked_fill(~valid, -torch.inf)[:, None, None]
-    torch.testing.assert_close(mutual(Attention(q, k, k, 0.5, bias, valid))[:, :6], mutual(short))
 
 
 @pytest.mark.parametrize("metric", ["cos", "l1", "l2"])

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vitrim.analysis.gradcam import grad_cam
 from vitrim.analysis.layer import Layer
 from vitrim.analysis.reader import Reader
-from vitrim.analysis.saliency import class_attention, gls, maws, rollout_row
+from vitrim.core.rollout import mutual, rollout, similarity
+from vitrim.core.tokens import Attention
 
 KNOWN = "none, rollout, rollout_B, rollout_A_B, attention, attention_L, maws_L, gls, gradcam, gradcam_L"
 
@@ -110,16 +111,33 @@ def _values(mode: Mode, layers: dict[int, Layer], last: Layer, reader: Reader) -
     if cls is None:
         raise ValueError(f"picture '{mode.name}' asks for the class token, and this model has none; take attention_L or gls")
     if mode.kind == "maws":
-        return first.to_patches(maws(attention, cls))
+        return first.to_patches(mutual(attention, cls))
     # What stands for no original (a cache's token) still carries what it was made of, once.
     masses = [None if layer.mass is None else layer.mass.clamp_min(1) for layer in chosen]
-    return first.to_patches(rollout_row([layer.see() for layer in chosen], cls, [layer.step for layer in chosen], masses))
+    return first.to_patches(rollout([layer.see() for layer in chosen], cls, [layer.step for layer in chosen], masses))
+
+
+def class_attention(attention: Attention, cls: int | None, prefix: int = 0) -> Tensor:
+    """``(B, n)``: attention of the class token, averaged over the heads; without one, the mean that a token receives.
+
+    Args:
+        attention: of a block.
+        cls: position of the class token, or None.
+        prefix: leading tokens that are no patches; not among the queries of the mean.
+    """
+    if cls is not None:
+        return attention.from_token(cls).mean(dim=1)
+    asked = attention.weights().mean(dim=1)[:, prefix:]
+    if attention.valid is None:
+        return asked.mean(dim=1)
+    real = attention.valid[:, prefix:, None].to(asked.dtype)
+    return (asked * real).sum(dim=1) / real.sum(dim=1).clamp_min(1)
 
 
 def _similarity(last: Layer, reader: Reader) -> Tensor:
+    """Cosine of every patch and the whole, which is the class token, or the mean of the patches where there is none."""
     tokens = last.tokens if reader.final is None else reader.final
-    head, patches = tokens[:, : last.prefix], last.grid[0] * last.grid[1]
     origin = last.origin
     lifted = tokens if origin is None else origin.lift(tokens)
-    whole = torch.cat([head, lifted[:, last.prefix : last.prefix + patches]], dim=1)
-    return gls(whole, last.prefix, last.cls)
+    patches = lifted[:, last.prefix : last.prefix + last.grid[0] * last.grid[1]]
+    return similarity(patches.mean(dim=1) if last.cls is None else tokens[:, last.cls], patches)

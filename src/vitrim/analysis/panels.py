@@ -8,10 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
-from PIL import Image
 from torch import Tensor
 
-from vitrim.analysis.sheet import sheet
+from vitrim.analysis.sheet import Page, sheet
 
 COLOURS = "viridis"  # even in lightness, and told apart with every common form of colour blindness
 
@@ -58,7 +57,7 @@ def panels(
     size: int = 160,
     title: str = "",
     captions: Sequence[str] = (),
-) -> Image.Image:
+) -> Page:
     """A sheet of overlays: modes in rows, images in columns, the names beside and above.
 
     Args:

@@ -138,7 +138,7 @@ def _limited(folder: Path, limit: int | None) -> Path:
 
 def table(values: dict[str, Any], out: Path | None, settings: Settings) -> str:
     """The results for people."""
-    reduced = " + ".join(str(values[k]) for k in ("method", "cache", "head") if values[k]) or "dense"
+    reduced = " + ".join(str(values[k]) for k in ("recognise", "tune", "method", "cache", "head") if values.get(k)) or "dense"
     which = values["weights"] if values["weights"] in ("final", "ema") else None
     lines = [
         f"{values['model']}{f', {which} weights' if which else ''}",

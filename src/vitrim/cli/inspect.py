@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import warnings
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from cyclopts import Parameter
 from torch import Tensor, nn
 
 from vitrim.analysis.draw import draw_reduction
+from vitrim.analysis.terminal import in_terminal, shows_pictures
 from vitrim.core.attach import reduced
 from vitrim.core.backbone import find_backbone
 from vitrim.core.registry import spec
@@ -59,7 +61,7 @@ def inspect(
     reduce: Words | None = None,
     schedule: str = "keep(rate=0.5, at=[3, 6, 9])",
     top: int = 5,
-    out: Path = Path("vitrim-inspect"),
+    out: Path | None = None,
 ) -> int:
     """Show what reductions do to one image: tokens and GFLOPs by block, predictions before and after, and a picture.
 
@@ -71,7 +73,8 @@ def inspect(
         reduce: method spec such as tome or "atc(linkage=complete)"; repeat it to compare several.
         schedule: how many tokens stay where, such as "keep(rate=0.7, at=[3, 6, 9])" or "r(n=13)".
         top: predictions to print.
-        out: folder for the pictures.
+        out: folder for the pictures; when left out, they are shown in a terminal of 24-bit colour, and otherwise written into
+            vitrim-inspect.
     """
     if top < 1:
         raise ValueError(f"--top is a number of predictions, 1 or more; got {top}")
@@ -90,7 +93,6 @@ def inspect(
     for one in seen:
         if one.note:
             print(f"\nnote: {one.name}: {one.note}", file=sys.stderr)
-    out.mkdir(parents=True, exist_ok=True)
     pixels, grid = loaded.unnormalise(x[0]), _grid(loaded.model)
     print()
     for one in seen[1:]:
@@ -98,8 +100,14 @@ def inspect(
         if len(one.trace) == 0:
             print(f"{one.name}: nothing is reduced under this schedule, so there is no picture")
             continue
-        path = out / f"{image.stem}-{re.sub(r'[^A-Za-z0-9.]+', '-', one.name).strip('-')}.png"
-        draw_reduction(pixels, one.trace, grid, f"{one.name}   {spec(schedule)}").save(path)
+        page = draw_reduction(pixels, one.trace, grid, f"{one.name} · {spec(schedule)}")
+        if out is None and shows_pictures():
+            print(in_terminal(page, shutil.get_terminal_size().columns))
+            continue
+        folder = out or Path("vitrim-inspect")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{image.stem}-{re.sub(r'[^A-Za-z0-9.]+', '-', one.name).strip('-')}.png"
+        page.save(path)
         print(f"picture: {path}")
     return 0
 

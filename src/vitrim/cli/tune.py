@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from vitrim.core.registry import TUNERS, setting_help, settings_of
+from vitrim.measure.published import PublishedCost, methods, published_cost
 from vitrim.measure.tuned import Cost, costs
 
 EXAMPLES = (
@@ -26,6 +27,7 @@ def tune(
     model: str = "timm/vit_base_patch16_224",
     classes: int = 200,
     train: Annotated[list[str], Parameter(consume_multiple=True)] | None = None,
+    published: Literal[224, 448] | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """List the parameter-efficient tuning methods with what they train in a model, or explain one.
@@ -36,8 +38,13 @@ def tune(
         model: timm/NAME; only its sizes are used, no weights are loaded.
         classes: number of classes of the head.
         train: parts of the model that are trained besides; head and class_token when left out.
+        published: the cost table of the ILA paper, fine-grained recognisers included, at 224 or 448 pixels: as published, by the
+            paper's conventions here, and plain. Nothing else is read but --json.
         as_json: print JSON.
     """
+    if published is not None:
+        print_published(published, as_json)
+        return
     parts = ("head", "class_token") if train is None else tuple(train)
     if name is not None and not list_all and name in TUNERS.names():
         print(explain(name))
@@ -72,6 +79,34 @@ def table(found: list[Cost], model: str, classes: int, parts: tuple[str, ...]) -
     ]
     note = f"{model}, {classes} classes; trained besides: {', '.join(parts) or 'nothing'}. GMACs: multiply-adds of one image."
     return "\n".join([*lines, "", note, "vitrim tune NAME explains one, such as: vitrim tune ila"])
+
+
+def print_published(size: Literal[224, 448], as_json: bool) -> None:
+    """The 18 rows of the paper, each as soon as it is counted."""
+    if as_json:
+        print(json.dumps([published_cost(method, size).as_dict() for method in methods()], indent=2))
+        return
+    width = max(len(f"{method.kind} {method.spec}") for method in methods())
+    print(f"{'':<7}{'':<{width}}{'TTP in M: published, as papers':>32}{'five sets':>11}{'trained':>13}{'of':>13}", end="")
+    print(f"{'GMACs: published, as papers':>30}{'plain':>9}")
+    notes: list[str] = []
+    for method in methods():
+        cost = published_cost(method, size)
+        if cost.note and cost.note not in notes:
+            notes.append(cost.note)
+        print(published_line(cost, width, notes.index(cost.note) + 1 if cost.note else None), flush=True)
+    print(f"\nViT-B/16 at {size} pixels, parameters and GMACs with 200 classes; TTP at 448 pixels. *: everything is trained.")
+    for i, note in enumerate(notes, 1):
+        print(f"[{i}] {note}")
+
+
+def published_line(cost: PublishedCost, width: int, note: int | None) -> str:
+    """A row of the paper's table."""
+    macs = "-" if cost.published_gmacs is None else f"{cost.published_gmacs:.2f}"
+    method = f"{cost.kind} {cost.spec}"
+    line = f"{cost.name:<7}{method:<{width}}{cost.published_ttp:>21.1f}{cost.paper_ttp:>11.1f}{cost.five_sets:>11.1f}"
+    line += f"{cost.trained:>13,}{cost.total:>13,}{macs:>19}{cost.paper_gmacs:>11.2f}{cost.gmacs:>9.2f}"
+    return line + (f"  [{note}]" if note else "")
 
 
 def explain(name: str) -> str:

@@ -86,6 +86,7 @@ def tune(
     method: str | Tuner | Sequence[str | Tuner],
     *,
     train: Sequence[str] = ("head", "class_token"),
+    recompute: bool = False,
     backbone: Backbone | None = None,
 ) -> Tuning:
     """Freeze a vision transformer and add a parameter-efficient tuning method, in place.
@@ -98,6 +99,8 @@ def tune(
             list), or :class:`Tuner` objects.
         train: parts of the model itself that are trained besides: ``head``, ``class_token``, ``pos_embed``, ``norm``, ``norms``,
             ``attention``, ``last_block`` and others (``vitrim.core.parts.PARTS``). The default is that of the ILA paper.
+        recompute: compute the hidden layer of every MLP again in the backward pass instead of keeping it: less memory, the same
+            gradients, a little more time.
         backbone: how to read the model, when vitrim does not know it.
 
     Returns:
@@ -114,7 +117,7 @@ def tune(
         raise ValueError("the tokens of this model are reduced; call model.reduction.detach(), tune it, and reduce it again")
     if hasattr(model, "tuning"):
         raise ValueError(f"{type(model).__name__} has an attribute 'tuning' of its own; wrap the model in another module")
-    tuning = Tuning(model, backbone or find_backbone(model), read_tuners(method, TUNERS), train)
+    tuning = Tuning(model, backbone or find_backbone(model), read_tuners(method, TUNERS), train, recompute)
     model.tuning = tuning
     try:
         tuning.attach()

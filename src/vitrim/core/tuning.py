@@ -12,6 +12,7 @@ from vitrim.core.backbone import Backbone
 from vitrim.core.cache import Head
 from vitrim.core.parts import parameters_of
 from vitrim.core.patch import Patch
+from vitrim.core.recompute import recomputed
 from vitrim.core.reducer import KeepAll
 from vitrim.core.reduction import Reduction
 from vitrim.core.registry import SpecError, spec
@@ -28,13 +29,17 @@ class Tuning(nn.Module):
         tuners: the methods at work, in order; a combination such as ILA++ counts as its parts.
         parts: parts of the model itself that are trained besides.
         ground: the model.
+        recompute: the backward pass computes the hidden layers of the MLPs again.
     """
 
-    def __init__(self, model: nn.Module, backbone: Backbone, tuners: Sequence[Tuner], parts: Sequence[str]) -> None:
+    def __init__(
+        self, model: nn.Module, backbone: Backbone, tuners: Sequence[Tuner], parts: Sequence[str], recompute: bool = False
+    ) -> None:
         super().__init__()
         # In a list, or the model would become a sub-module of its own sub-module.
         self._ground = [Ground(model, backbone, backbone.layout(model), backbone.blocks(model))]
         self.parts = tuple(parts)
+        self.recompute = recompute
         self._given = list(tuners)  # plain lists: the modules are registered under their names
         self.tuners = [part for tuner in tuners for part in tuner.expand()]
         self._refuse_doubles()
@@ -116,6 +121,8 @@ class Tuning(nn.Module):
                 parameter.requires_grad_(name in self._own)
         for tuner in self.tuners:
             self._patches += tuner.patches(self.ground)
+        if self.recompute:
+            self._patches += recomputed(self.ground.blocks)
         for patch in self._patches:
             patch.install()
         self.resume()

@@ -25,6 +25,7 @@ from vitrim.experiments.tracing import Recorder, TraceOptions
 from vitrim.measure.flops import count_flops, parameters
 from vitrim.measure.report import environment
 from vitrim.measure.throughput import interleave
+from vitrim.recognition.base import Recogniser
 from vitrim.training.checkpoint import write_text
 
 
@@ -115,6 +116,8 @@ def check(settings: Settings, out: Path | None, device: torch.device, subject: S
         require_parquet()
     if out is None and (settings.trace or settings.predictions):
         raise ValueError("there is no run whose folder could take the trace or the predictions; give a folder with --out DIR")
+    if settings.trace is not None and isinstance(subject.model, Recogniser):
+        raise ValueError("a trace follows one pass through a plain vision transformer, not a recogniser; leave --trace out")
     if subject.precision == "fp16" and device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU; use --precision bf16 or fp32 on a CPU")
 

@@ -20,6 +20,7 @@ from vitrim.core.registry import spec
 from vitrim.data.models import LoadedModel, load_model
 from vitrim.datasets.base import DATASETS, DataSet
 from vitrim.datasets.transforms import TRANSFORMS
+from vitrim.recognition.base import backbone_of
 from vitrim.tasks import TASKS, Task
 from vitrim.training.build import build_dataset, load_run
 from vitrim.training.folder import RunFolder
@@ -37,7 +38,8 @@ class Subject:
         split: its split.
         transform: from an image to a tensor.
         task: what is measured.
-        what: what it is, for the record: model, weights, method, schedule, cache, head, data, split, transform.
+        what: what it is, for the record: model, weights, method, schedule, cache, head, data, split, transform, and of runs
+            recognise and tune where they are used.
         folder: where results go by default; None for what is not of a run.
         labels: the model's class for each class of the data set, where they are not the same.
         precision: ``fp32``, ``bf16`` or ``fp16``.
@@ -112,6 +114,7 @@ def of_run(run: Path, changes: Changes, device: torch.device) -> Subject:
     what = {
         "model": recipe.model, "weights": _weights(run, changes), **_reduction(loaded.model, changes.schedule or recipe.schedule),
         "data": data, "split": split, "transform": spec(transform),
+        **{key: value for key in ("recognise", "tune") if (value := getattr(recipe, key)) is not None},
     }  # fmt: skip
     return Subject(
         loaded.model, dataset, split, transform.eval(), task, what, folder, precision=changes.precision or recipe.precision,
@@ -161,7 +164,8 @@ def reduce_again(model: nn.Module, method: str | None, schedule: str, changes: C
     Returns:
         What the user should know about it.
     """
-    before: Any = getattr(model, "reduction", None)
+    vit = backbone_of(model)
+    before: Any = getattr(vit, "reduction", None)
     learned: Mapping[str, Tensor] = {} if before is None else {k: v.clone() for k, v in before.state_dict().items()}
     cache, head, seed = (None, None, 0) if before is None else (before.cache, before.head, before.seed)
     if before is not None:
@@ -173,7 +177,7 @@ def reduce_again(model: nn.Module, method: str | None, schedule: str, changes: C
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         after = reduce(
-            model, wanted, changes.schedule or schedule, seed=seed, cache=None if cache is None else spec(cache),
+            vit, wanted, changes.schedule or schedule, seed=seed, cache=None if cache is None else spec(cache),
             head=None if head is None else spec(head),
         )  # fmt: skip
     own = after.state_dict()
@@ -190,13 +194,13 @@ def reduce_again(model: nn.Module, method: str | None, schedule: str, changes: C
 
 def dense_twin(model: nn.Module) -> nn.Module | None:
     """The same model without its reduction, sharing the weights; None when it is dense itself."""
-    if not isinstance(getattr(model, "reduction", None), Reduction):
+    if not isinstance(getattr(backbone_of(model), "reduction", None), Reduction):
         return None
     tensors = [*model.parameters(), *model.buffers()]
     twin: Any = copy.deepcopy(model, {id(t): t for t in tensors})
     # Detaching wakes parameters that the head has put to sleep, and they are shared.
     asleep = [p for p in model.parameters() if not p.requires_grad]
-    twin.reduction.detach()
+    backbone_of(twin).reduction.detach()
     for parameter in asleep:
         parameter.requires_grad_(False)
     return twin
@@ -226,7 +230,7 @@ def _labels(loaded: LoadedModel, dataset: DataSet) -> list[int] | None:
 
 def _reduction(model: nn.Module, schedule: str | None) -> dict[str, str | None]:
     """What the model is reduced by; the schedule as it was given, because one that says ``keep`` alone does not tell much."""
-    reduction = getattr(model, "reduction", None)
+    reduction = getattr(backbone_of(model), "reduction", None)
     if not isinstance(reduction, Reduction):
         return dict.fromkeys(("method", "schedule", "cache", "head"))
     none = reduction.method == "none"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitrim.core.attach import tune
@@ -61,7 +62,7 @@ def costs(
     classes: int = 200,
     train: Sequence[str] = ("head", "class_token"),
 ) -> list[Cost]:
-    """The costs of tuning methods on a model of timm, with random weights.
+    """The costs of tuning methods on a model of timm, from shapes alone: nothing is computed.
 
     Args:
         specs: the methods.
@@ -73,18 +74,20 @@ def costs(
         SpecError: for an unknown method or setting, or a model that a method cannot serve.
         ValueError: for an unknown model.
     """
-    plain = _build(model, classes)
-    image = torch.zeros(1, *_input(plain))
-    dense = count_flops(plain.eval(), image).gflops
+    with torch.device("meta"):
+        plain = build_model(model, classes)
+    image = _input(plain)
+    dense = both_macs_of_shapes(plain, image)[0] / 1e9
     found: list[Cost] = []
     for spec in specs:
-        tuned = _build(model, classes)
-        tuning = tune(tuned, spec, train=train)
+        with torch.device("meta"):
+            tuned = build_model(model, classes)
+            tuning = tune(tuned, spec, train=train)
         lengths: list[int] = []
         blocks: Any = tuned.blocks
         blocks[-1].register_forward_hook(lambda _m, _i, y, into=lengths: into.append(int(y.shape[1])))
-        macs, paper = both_macs(tuned.eval(), image)
         trained, total = tuning.count()
+        macs, paper = both_macs_of_shapes(tuned, image)
         found.append(Cost(tuning.spec, trained, total, macs / 1e9, paper / 1e9, dense, lengths[0]))
     return found
 
@@ -107,7 +110,7 @@ def total_trained(count: Callable[[int], int], *, full: bool = False) -> tuple[f
 def trained_parameters(spec: str, classes: int, model: str = "timm/vit_base_patch16_224", **options: Any) -> int:
     """Trained parameters of a method on a model of timm, without memory for the weights."""
     with torch.device("meta"):
-        built = _build(model, classes)
+        built = build_model(model, classes)
         tune(built, spec, **options)
     return parameters(built, trainable=True)
 
@@ -118,6 +121,39 @@ def both_macs(model: nn.Module, *inputs: Tensor) -> tuple[int, int]:
     with extra:
         plain = count_flops(model, *inputs).macs
     return plain, plain + extra.count
+
+
+def both_macs_of_shapes(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
+    """As :func:`both_macs` for one image in evaluation, from shapes alone: nothing is computed, and weights need no memory.
+
+    Args:
+        model: on the meta device, where it may have been built; it loses its values.
+        image: channels, height and width.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # As on a CPU: its attention is one operator, which the meta device takes apart, with products that would be counted.
+        model.to_empty(device="cpu").eval()
+        return both_macs(model, torch.zeros(1, *image))
+
+
+def build_model(model: str, classes: int) -> nn.Module:
+    """A model of timm, with random weights.
+
+    Args:
+        model: ``timm/NAME(settings)``.
+        classes: number of classes.
+
+    Raises:
+        ValueError: for an unknown model.
+    """
+    import timm
+
+    library, key, settings = parse_model(model)
+    if library != "timm":
+        raise ValueError(f"model '{model}': give timm/NAME, such as timm/vit_base_patch16_224")
+    require_timm_model(key)
+    create: Any = timm.create_model
+    return create(key, **{**settings, "pretrained": False, "num_classes": classes})
 
 
 class _Elementwise(TorchDispatchMode):
@@ -147,17 +183,6 @@ class _Elementwise(TorchDispatchMode):
             elif name == "aten::upsample_bilinear2d":
                 self.count += 4 * prod(first.shape)
         return out
-
-
-def _build(model: str, classes: int) -> nn.Module:
-    import timm
-
-    library, key, settings = parse_model(model)
-    if library != "timm":
-        raise ValueError(f"model '{model}': give timm/NAME, such as timm/vit_base_patch16_224")
-    require_timm_model(key)
-    create: Any = timm.create_model
-    return create(key, **{**settings, "pretrained": False, "num_classes": classes})
 
 
 def _input(model: Any) -> tuple[int, int, int]:

@@ -61,6 +61,11 @@ class Recogniser(nn.Module):
         logits = self(images)
         return criterion(logits, target), logits
 
+    @property
+    def compares_classes(self) -> bool:
+        """Whether :meth:`loss` needs one class for each image, as an index: no mixed images, no several labels."""
+        return False
+
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters as given."""
         return {name: getattr(self, name) for name in settings_of(type(self))}
@@ -94,6 +99,11 @@ def recognise(model: nn.Module, method: str | Recogniser, *, classes: int | None
         raise SpecError("the model has no classifier that tells the number of classes; give classes=...")
     recogniser.setup(model, classes)
     return recogniser.train(model.training)
+
+
+def backbone_of(model: Any) -> Any:
+    """The vision transformer itself, which reductions and tuning methods go on: that inside a recogniser, or the model."""
+    return model.vit if isinstance(model, Recogniser) else model
 
 
 def fits(model: nn.Module, reads_cls: bool = True) -> None:

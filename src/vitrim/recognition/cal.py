@@ -97,6 +97,10 @@ class CounterfactualAttention(Recogniser):
         attention = self.head.attend(x)
         return self.head.logits(self.head.pool(x, attention)), attention
 
+    @property
+    def compares_classes(self) -> bool:
+        return True
+
     def loss(self, images: Tensor, target: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
         labels = class_indices(target, "cal")
         x = self.feature_map(images)

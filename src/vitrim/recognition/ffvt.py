@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vitrim.core.registry import RECOGNISERS, SpecError
+from vitrim.core.rollout import mutual
 from vitrim.recognition.base import Recogniser, aggregator, classifier, engine_of, fresh_norm, steps, tokens
-from vitrim.recognition.selection import mutual, take
+from vitrim.recognition.selection import take
 
 
 @RECOGNISERS.register("ffvt")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.core.registry import RECOGNISERS
+from vitrim.core.rollout import METRICS, similarity
 from vitrim.recognition.base import (
     Criterion,
     Recogniser,
@@ -26,7 +27,7 @@ from vitrim.recognition.base import (
 from vitrim.recognition.crops import black, cut, patch_boxes
 from vitrim.recognition.losses import consistency, contrastive, supervised_contrastive
 from vitrim.recognition.ramstrans import check_top, count
-from vitrim.recognition.selection import METRICS, anywhere, similarity
+from vitrim.recognition.selection import anywhere
 
 CROPS = ("crop", "mask", "crop_mask")
 AUXILIARIES = (None, "cls", "pool", "shared", "cont", "multi_cont", "consistency")
@@ -148,6 +149,10 @@ class GLSim(Recogniser):
 
     def forward(self, images: Tensor) -> Tensor:
         return self._both(images)[0]
+
+    @property
+    def compares_classes(self) -> bool:
+        return self.aux == "cont" or (self.aux == "multi_cont" and self.supervised)
 
     def loss(self, images: Tensor, target: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
         logits, views, fused = self._both(images)

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitrim.core.registry import RECOGNISERS
+from vitrim.core.rollout import rollout
 from vitrim.recognition.base import Recogniser, classifier, final_norm, grid_of, run, same_tokens, tokens
 from vitrim.recognition.crops import cut, patch_boxes
-from vitrim.recognition.selection import rollout
 
 
 @RECOGNISERS.register("ramstrans")

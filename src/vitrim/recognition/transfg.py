@@ -73,6 +73,10 @@ class TransFG(Recogniser):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
 
+    @property
+    def compares_classes(self) -> bool:
+        return self.contrast != 0
+
     def loss(self, images: Tensor, target: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
         features = self.features(images)
         logits = self.head(features)

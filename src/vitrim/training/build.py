@@ -18,13 +18,16 @@ from torch import nn
 
 from vitrim.core.attach import reduce, tune
 from vitrim.core.registry import SpecError, parse_spec
-from vitrim.data.finetune import model_to_train
-from vitrim.data.weights import read_weights
+from vitrim.data.finetune import fit_into, model_to_train
+from vitrim.data.weights import Weights, read_weights
 from vitrim.datasets.base import DATASETS, DataSet
 from vitrim.datasets.transforms import TRANSFORMS, Transform
+from vitrim.recognition.base import Recogniser, backbone_of, recognise
 from vitrim.training.folder import RunFolder
 from vitrim.training.recipe import Recipe
 from vitrim.training.seeds import seed_everything
+
+_INSIDE = "vit."  # where a recogniser keeps its backbone
 
 
 @dataclass
@@ -94,7 +97,8 @@ def build_model(
 ) -> nn.Module:  # fmt: skip
     """The model of a recipe in training mode: weights loaded, head fitted, tuned, tokens reduced, parts frozen.
 
-    What is not loaded is initialised from the recipe's seed.
+    What is not loaded is initialised from the recipe's seed. Of a recogniser, what is tuned and reduced is the vision
+    transformer inside, ``model.vit``: tuning and reduction are found there.
 
     Args:
         recipe: the recipe.
@@ -113,28 +117,98 @@ def build_model(
         "drop_path_rate": recipe.drop_path or None,
         "in_chans": len(transform.mean) if len(transform.mean) != 3 else None,
     }
-    given = recipe.weights if pretrained or recipe.model.startswith("vit") else None
+    weights = read_weights(recipe.weights) if pretrained and recipe.weights else None
+    recognised = weights is not None and any(name.startswith(_INSIDE) for name in weights.state)
+    given = recipe.weights if (pretrained and not recognised) or recipe.model.startswith("vit") else None
     model, told = model_to_train(
-        recipe.model, len(classes), given, image_size=transform.size, random_weights=not pretrained, **options
-    )
+        recipe.model, 0 if recipe.recognise else len(classes), given, image_size=transform.size,
+        random_weights=not pretrained or recognised, **options,
+    )  # fmt: skip
+    if recipe.recognise is not None:
+        model = recognise(model, recipe.recognise, classes=len(classes))
+    if weights is not None and recognised:
+        told = _start_recogniser(model, weights, recipe.model)
+        weights = _inside(weights)
+    for name, module in _add(recipe, backbone_of(model)).items():
+        if weights is not None:
+            told += _take_over(module, name, weights.tuning if name == "tuning" else weights.reduction)
     if notes is not None:
         notes.extend(told)
-    added: dict[str, nn.Module] = {}
-    if recipe.tune is not None:
-        added["tuning"] = tune(model, recipe.tune, train=recipe.tune_train)
-    if recipe.method is not None or recipe.cache is not None or recipe.head is not None:
-        added["reduction"] = reduce(
-            model, recipe.method or "none", recipe.schedule, seed=recipe.seed, cache=recipe.cache, head=recipe.head
-        )
-    if pretrained and recipe.weights and added:
-        weights = read_weights(recipe.weights)
-        for name, module in added.items():
-            fitting = _fitting(module, weights.tuning if name == "tuning" else weights.reduction)
-            module.load_state_dict(fitting, strict=False)
-            if fitting and notes is not None:
-                notes.append(f"{len(fitting)} tensors of the {name} taken from the file")
     freeze(model, recipe.freeze)
     return model.train()
+
+
+def _add(recipe: Recipe, vit: nn.Module) -> dict[str, nn.Module]:
+    """Tune and reduce a model; what that adds to it, by name."""
+    added: dict[str, nn.Module] = {}
+    if recipe.tune is not None:
+        added["tuning"] = _tune(recipe, recipe.tune, vit)
+    if recipe.method is not None or recipe.cache is not None or recipe.head is not None:
+        added["reduction"] = reduce(
+            vit, recipe.method or "none", recipe.schedule, seed=recipe.seed, cache=recipe.cache, head=recipe.head
+        )
+    return added
+
+
+def _tune(recipe: Recipe, method: str, vit: nn.Module) -> nn.Module:
+    """Tune a model; methods with a classifier cannot go into a recogniser."""
+    if recipe.recognise is None:
+        return tune(vit, method, train=recipe.tune_train, recompute=recipe.tune_recompute)
+    inside = f"recipe: '{method}' works on the model inside of '{recipe.recognise}', which has the only classifier"
+    try:
+        tuning = tune(vit, method, train=recipe.tune_train, recompute=recipe.tune_recompute)
+    except SpecError as error:
+        raise SpecError(f"{inside}: {error}") from error
+    if tuning.head is not None:
+        raise SpecError(f"{inside}; take a tuning method without one, such as adapter")
+    return tuning
+
+
+def _inside(weights: Weights) -> Weights:
+    """The part of a recogniser's file that is the vision transformer inside."""
+    state = {name.removeprefix(_INSIDE): t for name, t in weights.state.items() if name.startswith(_INSIDE)}
+    tuning, reduction = (
+        {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+        for prefix in ("tuning.", "reduction.")
+    )
+    plain = {name: t for name, t in state.items() if not name.startswith(("tuning.", "reduction."))}
+    return Weights(weights.path, plain, reduction, weights.metadata, tuning)
+
+
+def _start_recogniser(model: nn.Module, weights: Weights, name: str) -> list[str]:
+    """Start from the file of a recogniser: the backbone must fit, of the recogniser's own parts those are taken that do."""
+    if not isinstance(model, Recogniser):
+        raise ValueError(
+            f"weights: '{weights.path}' is of a recogniser (its names start with '{_INSIDE}'); give 'recognise' as in its run"
+        )
+    told = fit_into(model.vit, _inside(weights), name)
+    return told + _take_over(model, "recogniser", {n: t for n, t in weights.state.items() if not n.startswith(_INSIDE)})
+
+
+def _take_over(module: nn.Module, name: str, learned: dict[str, Any]) -> list[str]:
+    """Load the tensors that fit; what to tell the user about it."""
+    own = module.state_dict()
+    fitting = {k: v for k, v in learned.items() if k in own and own[k].shape == v.shape}
+    module.load_state_dict(fitting, strict=False)
+    return [f"{len(fitting)} tensors of the {name} taken from the file"] if fitting else []
+
+
+@torch.no_grad()
+def try_out(model: nn.Module, transform: Transform) -> None:
+    """Show a recogniser one image: it says in its first forward pass which reduction or tuning it cannot work with.
+
+    Raises:
+        ValueError: with what it says.
+    """
+    if not isinstance(model, Recogniser) or not (hasattr(model.vit, "reduction") or hasattr(model.vit, "tuning")):
+        return
+    like = next(model.parameters())
+    try:
+        model.eval()(like.new_zeros(1, len(transform.mean), transform.size, transform.size))
+    except RuntimeError as error:
+        raise ValueError(f"recipe: {error}") from error
+    finally:
+        model.train()
 
 
 def freeze(model: nn.Module, what: str | None) -> None:
@@ -143,9 +217,12 @@ def freeze(model: nn.Module, what: str | None) -> None:
     Args:
         model: the model.
         what: ``backbone`` leaves the head and all that a reduction added; ``attention_only`` the attention layers and the
-            position embeddings as well; None everything.
+            position embeddings as well; None everything. A recogniser's own parts always learn.
     """
     if what is None:
+        return
+    if isinstance(model, Recogniser):
+        freeze(model.vit, what)
         return
     classifier: Any = getattr(model, "get_classifier", None)
     found: Any = classifier() if callable(classifier) else None
@@ -193,11 +270,6 @@ def load_run(run: str | Path, *, which: str = "final", device: str | torch.devic
     state |= {f"tuning.{k}": v for k, v in weights.tuning.items()}
     model.load_state_dict(state)
     return LoadedRun(model.eval().to(device), recipe, build_transform(recipe), path.parent, classes)
-
-
-def _fitting(module: nn.Module, learned: dict[str, Any]) -> dict[str, Any]:
-    own = module.state_dict()
-    return {k: v for k, v in learned.items() if k in own and own[k].shape == v.shape}
 
 
 def _cache() -> Path:

@@ -17,6 +17,16 @@ class Interrupted(Exception):  # noqa: N818 (no error: the user asked)
     """The evaluation was given up, because the run is to stop."""
 
 
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of the first one, whose weights are written: running means differ from process to process.
+
+    DistributedDataParallel does the same, but not before the next forward pass of the training.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,

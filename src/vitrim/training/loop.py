@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vitrim.training.checkpoint import WriteError, read_checkpoint, sweep, write_checkpoint
-from vitrim.training.evaluation import Interrupted, evaluate
+from vitrim.training.evaluation import Interrupted, evaluate, share_buffers
 from vitrim.training.folder import RunFolder
 from vitrim.training.gradients import GradientLog, gradient_record, tracked
 from vitrim.training.loader import Batch, read_batch
@@ -206,6 +206,7 @@ class Run:
             return True
         for weights in ("model", "ema") if s.ema is not None else ("model",):
             with s.ema.applied(s.model) if s.ema is not None and weights == "ema" else nullcontext():
+                share_buffers(s.model)
                 try:
                     # Several processes must agree on when to stop, and do so after steps.
                     alone = s.accelerator.num_processes == 1

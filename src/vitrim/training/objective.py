@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitrim.core.reduction import Reduction
 from vitrim.data.finetune import model_to_train
+from vitrim.recognition.base import Recogniser, backbone_of
 from vitrim.tasks.base import Task
 from vitrim.training.distill import DistillationLoss, FinalTokens, Teacher
 from vitrim.training.losses import DynamicViTLoss, classifier_weight, group_lasso
@@ -18,8 +19,28 @@ from vitrim.training.mix import IlaMix, Mix, build_mix
 from vitrim.training.recipe import Recipe
 
 
+class RecogniserLoss(nn.Module):
+    """A recogniser together with its loss, as one forward pass.
+
+    A launcher of several processes averages the gradients of what ran in the forward pass that it wraps, and a recogniser's
+    loss has passes of its own.
+
+    Args:
+        recogniser: the recogniser.
+        criterion: loss of logits and targets.
+    """
+
+    def __init__(self, recogniser: Recogniser, criterion: nn.Module) -> None:
+        super().__init__()
+        self.recogniser, self.criterion = recogniser, criterion
+
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the logits ``(B, classes)``."""
+        return self.recogniser.loss(images, targets, self.criterion)
+
+
 class Objective:
-    """The loss of a batch.
+    """The loss of a batch; a launcher wraps :attr:`module`, the model or a recogniser with its loss.
 
     Args:
         model: the model itself, not as a launcher wraps it.
@@ -36,15 +57,16 @@ class Objective:
     ) -> None:  # fmt: skip
         self.model, self.loss, self.mix, self.teacher = model, loss, mix, teacher
         self.lasso, self.tokens = lasso, tokens
+        self.module = RecogniserLoss(model, loss) if isinstance(model, Recogniser) else model
 
     def __call__(
-        self, model: Callable[[Tensor], Any], images: Tensor, targets: Tensor, *, place: int, rank: int,
+        self, model: Callable[..., Any], images: Tensor, targets: Tensor, *, place: int, rank: int,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Loss of a batch, and how many images have the right class first (of mixed images, the larger part's).
 
         Args:
-            model: as it is called in training.
+            model: :attr:`module`, as a launcher wraps it.
             images: ``(B, C, H, W)``.
             targets: ``(B,)`` classes or ``(B, classes)`` labels.
             place: number of the forward pass, for the randomness of the mixing.
@@ -54,21 +76,26 @@ class Objective:
         if self.mix is not None:
             images, targets = self.mix(images, targets, step=place, rank=rank)
         with autocast():
-            taught = self.teacher(images) if self.teacher is not None else None
-            output = model(images)
-            if isinstance(self.loss, DynamicViTLoss):
-                reduction: Any = self.model.reduction
-                tokens = self.tokens.take() if self.tokens is not None else None
-                loss = self.loss(output, targets, reduction, tokens, taught)
-            elif isinstance(self.loss, DistillationLoss):
-                loss = self.loss(output, targets, taught[0] if taught is not None else None)
-            else:
-                loss = self.loss(output, targets)
+            loss, output = self._loss(model, images, targets)
             if self.lasso:
                 loss = loss + self.lasso * group_lasso(classifier_weight(self.model))
         logits = output[0] if isinstance(output, tuple) else output
         answer = targets if targets.ndim == 1 else targets.argmax(-1)
         return loss, (logits.detach().argmax(-1) == answer).sum().float()
+
+    def _loss(self, model: Callable[..., Any], images: Tensor, targets: Tensor) -> tuple[Tensor, Any]:
+        """The loss of the labels and the teacher, and what the model answers."""
+        if isinstance(self.module, RecogniserLoss):
+            return model(images, targets)
+        taught = self.teacher(images) if self.teacher is not None else None
+        output = model(images)
+        if isinstance(self.loss, DynamicViTLoss):
+            reduction: Any = self.model.reduction
+            tokens = self.tokens.take() if self.tokens is not None else None
+            return self.loss(output, targets, reduction, tokens, taught), output
+        if isinstance(self.loss, DistillationLoss):
+            return self.loss(output, targets, taught[0] if taught is not None else None), output
+        return self.loss(output, targets), output
 
 
 def make_objective(recipe: Recipe, task: Task, model: nn.Module, classes: int, device: torch.device) -> Objective:
@@ -84,7 +111,7 @@ def make_objective(recipe: Recipe, task: Task, model: nn.Module, classes: int, d
     )  # fmt: skip
     # Mixed targets carry their smoothing with them.
     loss = task.loss(recipe.loss, smoothing=0.0 if mix is not None else recipe.smoothing)
-    reduction = getattr(model, "reduction", None)
+    reduction = getattr(backbone_of(model), "reduction", None)
     dynamic = isinstance(reduction, Reduction) and reduction.method.startswith("dynamicvit")
     teacher = _teacher(recipe, classes, tokens=dynamic).to(device) if recipe.teacher is not None else None
     if not dynamic:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from vitrim.core.registry import Registry, SpecError, parse_spec
+from vitrim.recognition.base import Recogniser, backbone_of
 
 OPTIMIZERS = Registry("optimizer")
 
 NEW_NAMES = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias", "pos_embed", "patch_embed")
-NO_DECAY = ("pos_embed", "cls_token", "dist_token", "clr")
+NO_DECAY = ("pos_embed", "cls_token", "anchor_token", "dist_token", "clr")
 
 Group = dict[str, Any]
 
@@ -35,10 +36,10 @@ def parameter_groups(
 ) -> list[Group]:
     """The trainable parameters in the groups of *Which Tokens to Use?* and CLCA.
 
-    A parameter is *new* if its name contains, or is contained in, one of: the head's, ``pos_embed``, ``patch_embed``
-    (:data:`NEW_NAMES`, as published), ``reduction`` and ``tuning`` (all that those add) and ``new_names``; all others are the
-    backbone. Without weight decay are one-dimensional tensors, biases, and those called as in :data:`NO_DECAY`, in the
-    model's own list (``model.no_weight_decay()`` of timm) or in ``no_decay``.
+    A parameter is *new* if it is a recogniser's own, or if its name contains, or is contained in, one of: the head's,
+    ``pos_embed``, ``patch_embed`` (:data:`NEW_NAMES`, as published), ``reduction`` and ``tuning`` (all that those add) and
+    ``new_names``; all others are the backbone. Without weight decay are one-dimensional tensors, biases, and those called as in
+    :data:`NO_DECAY`, in the model's own list (``model.no_weight_decay()`` of timm) or in ``no_decay``.
 
     Args:
         model: the model, before it is compiled or wrapped; frozen parameters are left out.
@@ -62,12 +63,13 @@ def parameter_groups(
     """
     _check_range(layer_decay, backbone_lr_scale, freeze_epochs)
     fresh = (*NEW_NAMES, "reduction.", "tuning.", *new_names)
-    own: Any = getattr(model, "no_weight_decay", set)  # timm's models list theirs
+    own: Any = getattr(backbone_of(model), "no_weight_decay", set)  # timm's models list theirs
+    inside = "vit." if isinstance(model, Recogniser) else ""
     skipped: set[str] = {*NO_DECAY, *no_decay, *own()}
     scales = layer_scales(model, layer_decay) if layer_decay is not None else {}
     groups: dict[tuple[bool, bool, float], Group] = {}
     for name, parameter in _trainable(model, constant_cls, constant_pos):
-        new = is_new(name, fresh)
+        new = is_new(name, fresh) or not name.startswith(inside)
         decayed = parameter.ndim > 1 and not name.endswith(".bias") and skipped.isdisjoint({name, name.rsplit(".", 1)[-1]})
         scale = scales.get(name, 1.0)
         key = new, decayed, scale
@@ -103,11 +105,15 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """
     from timm.models import group_parameters
 
-    matcher: Any = getattr(model, "group_matcher", None)
+    backbone = backbone_of(model)
+    matcher: Any = getattr(backbone, "group_matcher", None)
     if not callable(matcher):
         raise ValueError(f"layer_decay reads the layers of timm models; {type(model).__name__} has none: set layer_decay=null")
-    layers: Any = group_parameters(model, matcher(coarse=False), reverse=True)
+    layers: Any = group_parameters(backbone, matcher(coarse=False), reverse=True)
     last = max(layers.values())
+    if isinstance(model, Recogniser):
+        # Its backbone has no head any more, which would be the last layer.
+        layers, last = {f"vit.{name}": layer for name, layer in layers.items()}, len(backbone.blocks) + 1
     return {name: decay ** (last - layers.get(name, last)) for name, _ in model.named_parameters()}
 
 

@@ -13,37 +13,8 @@ from typing import Any
 
 import yaml
 
-import vitrim.core.schedule  # noqa: F401  # pyright: ignore[reportUnusedImport] (registers the schedules)
-from vitrim.core.registry import METHODS, SCHEDULES, TUNERS, SpecError, spec
-from vitrim.core.tuning import read_tuners
+from vitrim.training.checks import check_recipe
 from vitrim.training.values import boolean, from_text, interval, set_inside, whole
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("classify", "multilabel"),
-    "check": ("auto", "images", "lists"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "freeze": ("backbone", "attention_only"),
-    "mix": ("timm", "ila"),
-    "log": ("jsonl", "tensorboard", "wandb", "trackio"),
-}
-# Specs without slashes in them, which are written the same way everywhere; the others stay as the user wrote them.
-_CANONICAL = ("method", "schedule", "cache", "head", "transform", "optimizer", "lr_schedule", "distill", "loss")
-_POSITIVE = (
-    "batch_size",
-    "accumulate",
-    "epochs",
-    "eval_every",
-    "keep_checkpoints",
-    "lr_normalizer",
-    "clip",
-    "threads",
-    "repeats",
-)
-_NOT_NEGATIVE = (
-    "cooldown_epochs", "backbone_lr_scale", "freeze_epochs", "mixup", "cutmix", "workers", "seed", "cls_weight", "ratio_weight",
-    "cls_distill_weight", "token_distill_weight",
-)  # fmt: skip
-_SHARES = ("mix_prob", "mix_switch", "smoothing", "drop", "drop_path", "ema", "layer_decay")
 
 
 @dataclass
@@ -57,8 +28,11 @@ class Recipe:
         schedule: spec of the schedule of the method.
         cache: spec of a cross-layer cache, such as ``clc(num_clr=1)``.
         head: spec of a head that replaces the model's own, such as ``cla``.
+        recognise: spec of a fine-grained recogniser around the model, such as ``transfg(stride=12)``; it has its own head and
+            loss, and ``tune``, ``method`` and ``cache`` go on the model inside.
         tune: spec of a parameter-efficient tuning method, or several joined by ``+``, such as ``ila(plus=2)``.
-        tune_train: parts of the model itself that are trained besides, with ``tune``.
+        tune_train: parts of the model itself that are trained besides, with ``tune``; a recogniser's own parts always are.
+        tune_recompute: compute hidden layers of MLPs again in the backward pass, with ``tune``: less memory, a little slower.
         data: spec of a data set, such as ``cub(root='data/cub')``.
         fake: train on the tiny fake twin of the data set.
         train_split: split to learn from.
@@ -117,8 +91,10 @@ class Recipe:
     schedule: str = "keep(rate=0.5, at=[3, 6, 9])"
     cache: str | None = None
     head: str | None = None
+    recognise: str | None = None
     tune: str | None = None
     tune_train: list[str] = field(default_factory=lambda: ["head", "class_token"])
+    tune_recompute: bool = False
     data: str = ""
     fake: bool = False
     train_split: str = "train"
@@ -172,7 +148,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, kind in _types().items():
             setattr(self, name, _coerce(name, getattr(self, name), kind))
-        _check(self)
+        check_recipe(self)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -295,49 +271,3 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     if isinstance(value, dict | list):
         raise ValueError(f"recipe: '{name}' is a line of text, such as {_default(name)!r}; got {value!r}")
     return str(value).strip()
-
-
-def _check(recipe: Recipe) -> None:
-    """Refuse values that no run could use."""
-    for name, choices in _CHOICES.items():
-        value = getattr(recipe, name)
-        for given in value if isinstance(value, list) else [value]:
-            if given is not None and given not in choices:
-                near = difflib.get_close_matches(str(given), choices, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"it is one of: {', '.join(choices)}"
-                raise ValueError(f"recipe: '{name}' cannot be '{given}'; {hint}")
-    for names, least, text in ((_POSITIVE, None, "above 0"), (_NOT_NEGATIVE, 0, "0 or more")):
-        for name in names:
-            value = getattr(recipe, name)
-            zero_epochs = name == "epochs" and value == 0  # only evaluates and writes the model, as off the shelf
-            if value is not None and not zero_epochs and (value < 0 or (least is None and value == 0)):
-                raise ValueError(f"recipe: '{name}' must be {text}; got {value}")
-    for name in _SHARES:
-        value = getattr(recipe, name)
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"recipe: '{name}' lies between 0 and 1; got {value}")
-    interval(recipe.checkpoint_every)
-    for name in _CANONICAL:
-        if (value := getattr(recipe, name)) is not None:
-            try:
-                setattr(recipe, name, spec(value))
-            except SpecError as error:
-                raise ValueError(f"recipe: '{name}': {error}") from error
-    if recipe.method is not None:
-        METHODS.build(recipe.method)
-    if recipe.tune is not None:
-        _check_tune(recipe)
-    SCHEDULES.build(recipe.schedule)
-    if (recipe.distill is None) != (recipe.teacher is None) and not (recipe.method or "").startswith("dynamicvit"):
-        raise ValueError("recipe: 'distill' and 'teacher' go together, as in distill: soft(alpha=0.5) and teacher: timm/NAME")
-    if "jsonl" not in recipe.log:
-        recipe.log = ["jsonl", *recipe.log]
-
-
-def _check_tune(recipe: Recipe) -> None:
-    if recipe.freeze is not None:
-        raise ValueError("recipe: 'tune' says what is trained; leave 'freeze' out, and name parts of the model in 'tune_train'")
-    try:
-        recipe.tune = " + ".join(spec(tuner) for tuner in read_tuners(recipe.tune, TUNERS))
-    except SpecError as error:
-        raise ValueError(f"recipe: 'tune': {error}") from error

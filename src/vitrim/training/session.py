@@ -19,8 +19,9 @@ from torch.utils.data import IterableDataset
 from vitrim.datasets.base import DataSet
 from vitrim.datasets.transforms import Transform
 from vitrim.tasks.base import TASKS, Task
-from vitrim.training.build import build_dataset, build_model, build_transform
+from vitrim.training.build import build_dataset, build_model, build_transform, try_out
 from vitrim.training.checkpoint import Checkpoint, WriteError, write_tensors
+from vitrim.training.checks import check_classes
 from vitrim.training.ema import Ema
 from vitrim.training.loader import Batch, Samples, Schedule, Shares, default_workers, make_loader
 from vitrim.training.objective import Objective, make_objective
@@ -45,7 +46,7 @@ class Session:
         transform: of its images.
         task: loss and metrics.
         model: the model itself, whose weights are saved.
-        wrapped: the model as it is called in training.
+        wrapped: the objective's module, as it is called in training.
         optimizer: the optimiser.
         schedule: of the learning rate.
         length: epochs and steps.
@@ -209,12 +210,15 @@ def make_session(recipe: Recipe, *, resume: bool = False) -> Session:
     task: Task = TASKS.build(recipe.task or ("multilabel" if data.multilabel else "classify"))
     if (recipe.mixup or recipe.cutmix) and not task.mixing:
         raise ValueError("recipe: mixup and cutmix mix one class per image; set both to 0 for a multi-label data set")
+    if recipe.recognise is not None and task.targets == "labels":
+        check_classes(recipe.recognise, "take another recogniser for several labels, such as ffvt")
     if not resume:
         check_data(recipe, data, accelerator)
     steps = _steps_per_epoch(recipe, data, accelerator.num_processes)
     length = Length(max(recipe.epochs, 1), steps)
     notes: list[str] = []
     model = build_model(recipe, data.classes, pretrained=not resume, notes=notes).to(accelerator.device)
+    try_out(model, transform)
     settings = read_optimizer(recipe.optimizer)
     images = recipe.batch_size * recipe.accumulate * accelerator.num_processes
     groups = parameter_groups(
@@ -223,7 +227,7 @@ def make_session(recipe: Recipe, *, resume: bool = False) -> Session:
     )  # fmt: skip
     objective = make_objective(recipe, task, model, len(data.classes), accelerator.device)
     ema = Ema(model, recipe.ema) if recipe.ema is not None else None
-    wrapped, optimizer = accelerator.prepare(model, build_optimizer(groups, settings))
+    wrapped, optimizer = accelerator.prepare(objective.module, build_optimizer(groups, settings))
     schedule: LRSchedule = LR_SCHEDULES.build(recipe.lr_schedule)
     return Session(
         recipe, accelerator, data, transform, task, model, wrapped, optimizer, schedule, length, steps * recipe.total_epochs,

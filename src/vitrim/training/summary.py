@@ -41,7 +41,9 @@ class Summary:
     def opening(self) -> list[str]:
         """What a user reads before the first step."""
         s, facts = self.session, self.facts
-        what = " + ".join(x for x in (s.recipe.method or "dense", s.recipe.cache, s.recipe.head) if x)
+        recipe = s.recipe
+        parts = (recipe.recognise, recipe.tune, recipe.method or "dense", recipe.cache, recipe.head)
+        what = " + ".join(part for part in parts if part)
         lines = [
             f"{s.recipe.model}, {what}: {facts['parameters'] / 1e6:.2f} M parameters, {facts['trainable'] / 1e6:.2f} M of them "
             f"trained, {facts['gflops'] or 0:.2f} GFLOPs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ class InBlock(Tuner):
         self.mlp = nn.ModuleList(self.build(ground.dim) for _ in range(ground.depth))
         if self.path == "both":
             self.attention = nn.ModuleList(self.build(ground.dim) for _ in range(ground.depth))
-        self.dropout = nn.Dropout(self.drop)
+        self.dropout = ByteDropout(self.drop)
 
     def add(self, half: Half, layer: int, n: Tensor, at: Arrangement) -> Tensor:
         modules = self.attention if half == "attention" else self.mlp
@@ -104,6 +105,13 @@ class Adapter(InBlock):
 
     def build(self, dim: int) -> nn.Module:
         return Bottleneck(dim, self.dim, official=self.compat == "official")
+
+
+class ByteDropout(nn.Dropout):
+    """Dropout whose backward pass keeps one byte per element on every device; ``nn.Dropout`` keeps a float on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.native_dropout(input, self.p, True)[0] if self.training and self.p else input
 
 
 def start_up(layer: nn.Linear, official: bool) -> None:

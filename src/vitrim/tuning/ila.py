@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitrim.core.registry import TUNERS, SpecError
 from vitrim.core.tokenmap import TokenMap
 from vitrim.core.tuner import Arrangement, Grid, Ground, Tuner
-from vitrim.tuning.adapter import Adapter, check_compat, check_width, start_up
+from vitrim.tuning.adapter import Adapter, ByteDropout, check_compat, check_width, start_up
 
 NORMS = ("bn", "ln", None)
 RESIDUALS = ("depthwise", "conv", "pool", None)
@@ -80,7 +80,7 @@ class InterLayer(nn.Module):
             self.conv = nn.Conv2d(inner, inner, kernel, padding=wide_padding, dilation=dilation)
             self.norm2 = self.mix = None
         self.up = nn.Linear(inner, dim)
-        self.dropout = nn.Dropout(drop)
+        self.dropout = ByteDropout(drop)
         if residual == "pool":
             self.skip = nn.AvgPool2d(kernel, stride=1, padding=padding)
         elif residual in ("depthwise", "conv"):

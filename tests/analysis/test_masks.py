@@ -3,12 +3,9 @@ import timm
 import torch
 
 import vitrim
-from tests.analysis.test_hsic import wave
 from vitrim.analysis.gradcam import grad_cam
 from vitrim.analysis.masks import Mode, masks
 from vitrim.analysis.reader import Reader
-from vitrim.analysis.saliency import dual_rollout, gls, maws, rollout, rollout_row
-from vitrim.core.tokens import Attention
 
 MODEL = {"img_size": 48, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2, "num_classes": 5}
 
@@ -22,46 +19,6 @@ def model():
 @pytest.fixture
 def images():
     return torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(1))
-
-
-def test_known_masks():
-    weights = [wave((2, 2, 17, 17), 1, 0.1 * i).float().softmax(-1) for i in range(3)]
-    for start, stop, first, total in (
-        (0, 3, (0.0608273, 0.0393271), 1.6395995),
-        (0, 2, (0.0574584, 0.0274636), 1.4012358),
-        (1, 3, (0.0555820, 0.0266393), 1.4012815),
-    ):
-        found = rollout(weights[start:stop])[:, 0, 1:]
-        assert found[0, :2].tolist() == pytest.approx(first, abs=1e-6)
-        assert float(found.sum()) == pytest.approx(total, abs=1e-5)
-        assert torch.allclose(rollout_row(weights[start:stop])[:, 1:], found, atol=1e-6)
-    attention = weights[2].mean(1)[:, 0, 1:]
-    assert attention[0, :2].tolist() == pytest.approx((0.0795651, 0.0223426), abs=1e-6)
-    similarity = gls(wave((2, 17, 6), 1, 0.2).float(), 1, 0)
-    assert similarity[0, :2].tolist() == pytest.approx((-0.6536622, -0.0409001), abs=1e-6)
-    assert float(similarity.sum()) == pytest.approx(0.0747116, abs=1e-5)
-
-
-def test_rows_of_the_rollout_sum_to_one():
-    weights = [torch.randn(2, 3, 9, 9).softmax(-1) for _ in range(3)]
-    assert torch.allclose(rollout(weights).sum(-1), torch.ones(2, 9))
-    assert torch.allclose(dual_rollout(weights[0], weights[1])[:, 0], rollout(weights[:2])[:, 0], atol=1e-6)
-
-
-def test_a_reduction_without_its_map_is_refused():
-    weights = [torch.randn(1, 2, 9, 9).softmax(-1), torch.randn(1, 2, 5, 5).softmax(-1)]
-    for roll in (rollout, rollout_row):
-        with pytest.raises(ValueError, match="between two reductions"):
-            roll(weights)
-
-
-def test_mutual_weights_by_rows_are_those_of_the_matrix():
-    torch.manual_seed(0)
-    seen = Attention(torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4), 0.5)
-    logits = (seen.queries * 0.5) @ seen.keys.mT
-    given = logits.softmax(-1).mean(1)[:, 0]
-    assert torch.allclose(maws(seen), given * logits.softmax(-2).mean(1)[:, :, 0], atol=1e-7)
-    assert torch.allclose(maws(seen, compat="clca"), given * logits.mean(1).softmax(-2)[:, :, 0], atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""How deep the patches of many images get into a model, position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrim.analysis.view import token_sizes
+
+Array = npt.NDArray[Any]
+Measure = Literal["depth", "size"]
+
+
+class TokenDepth:
+    """Sums over images; the average token depth of "Which Tokens to Use?" (arXiv:2308.04657), for every kind of method.
+
+    The *depth* of a patch is the block at which it stops being a token of its own (dropped, fused, averaged), and the number of
+    blocks when it never does. The *size* is the number of patches in the token that it belongs to at the end, itself included; 0
+    when it is dropped.
+
+    Args:
+        patches: of an image.
+        depth: number of blocks.
+
+    Attributes:
+        images: seen so far.
+        first: the first block that reduces; no depth is below it.
+        mixed: whether no patch of any image is left a token of its own after the first stage: soft methods.
+    """
+
+    def __init__(self, patches: int, depth: int) -> None:
+        self.blocks = depth
+        self.images = 0
+        self.first = depth
+        self.mixed = True
+        self._sums: dict[str, Array] = {name: np.zeros((2, patches)) for name in ("depth", "size")}
+
+    def add(self, stages: Sequence[tuple[int, Array, Array]]) -> None:
+        """Add a batch.
+
+        Args:
+            stages: block, ``(B, patches)`` bool that says which patches are still tokens of their own, ``(B, patches)`` token of
+                each patch, -1 when dropped; blocks ascending.
+
+        Raises:
+            ValueError: without a stage.
+        """
+        if not stages:
+            raise ValueError("nothing has been reduced; choose a method and a block that reduces")
+        reached = np.full(stages[0][1].shape, float(self.blocks))
+        for block, own, _ in reversed(stages):
+            # From the last stage to the first: the earliest stage that takes a patch away has the last word.
+            reached = np.where(own, reached, block)
+        self.mixed = self.mixed and not stages[0][1].any()
+        self.first = min(self.first, stages[0][0])
+        sizes = token_sizes(stages[-1][2].astype(np.int64))
+        for name, values in (("depth", reached), ("size", sizes.astype(np.float64))):
+            self._sums[name] += np.stack([values.sum(axis=0), (values**2).sum(axis=0)])
+        self.images += len(reached)
+
+    def mean(self, measure: Measure) -> Array:
+        """``(patches,)`` mean over the images.
+
+        Raises:
+            ValueError: without images.
+        """
+        if not self.images:
+            raise ValueError("no images have been seen")
+        return self._sums[measure][0] / self.images
+
+    def std(self, measure: Measure) -> Array:
+        """``(patches,)`` standard deviation over the images (of the population)."""
+        mean = self.mean(measure)
+        return np.sqrt(np.maximum(self._sums[measure][1] / self.images - mean**2, 0))
