@@ -2,6 +2,7 @@
 
     python -m benchmarks.tuning
     python -m benchmarks.tuning --model vit_base_patch16_224 --device cuda --dtype bfloat16
+    python -m benchmarks.tuning --recompute     hidden layers of MLPs computed again in the backward pass, but for ``full``
 
 Every method runs in a process of its own, since the peak of a process never falls. The speed is the median of rounds in which all
 methods take turns, one process after the other; the ratio is against ``full`` of the same round. Weights are random.
@@ -28,12 +29,14 @@ METHODS = (
 )  # fmt: skip
 
 
-def one(spec: str, model_name: str, batch: int, steps: int, device: str, dtype: str, train: list[str]) -> dict[str, float]:
+def one(
+    spec: str, model_name: str, batch: int, steps: int, device: str, dtype: str, train: list[str], recompute: bool
+) -> dict[str, float]:  # fmt: skip
     """Images per second, peak memory in bytes beyond the imported libraries, and trained parameters."""
     torch.manual_seed(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model = timm.create_model(model_name, pretrained=False, num_classes=200).to(device).train()
-    tuning = vitrim.tune(model, spec, train=train)
+    tuning = vitrim.tune(model, spec, train=train, recompute=recompute)
     size = model.patch_embed.img_size
     images, labels = torch.randn(batch, 3, *size, device=device), torch.randint(0, 200, (batch,), device=device)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
@@ -71,28 +74,23 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--train", nargs="*", default=["head", "class_token"])
+    parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        found = one(options.one, options.model, options.batch_size, options.steps, options.device, options.dtype, options.train)
+        found = one(
+            options.one, options.model, options.batch_size, options.steps, options.device, options.dtype, options.train,
+            options.recompute and options.one != "full",
+        )  # fmt: skip
         print(json.dumps(found))
         return
     rows: dict[str, list[dict[str, float]]] = {}
     methods = ["full", *(m for m in options.methods if m != "full")]
     for _ in range(options.rounds):
         for spec in methods:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.tuning",
-                "--one",
-                spec,
-                "--model",
-                options.model,
-                "--device",
-                options.device,
-            ]
-            command += ["--dtype", options.dtype, "--batch-size", str(options.batch_size), "--steps", str(options.steps)]
+            command = [sys.executable, "-m", "benchmarks.tuning", "--one", spec, "--model", options.model]
+            command += ["--device", options.device, "--dtype", options.dtype, "--batch-size", str(options.batch_size)]
+            command += ["--steps", str(options.steps), *["--recompute"] * options.recompute]
             out = subprocess.run([*command, "--train", *options.train], check=True, capture_output=True, text=True).stdout
             rows.setdefault(spec, []).append(json.loads(out.splitlines()[-1]))
     print(

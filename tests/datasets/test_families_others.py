@@ -173,6 +173,19 @@ def test_fashion_refuses_a_cut_file(tmp_path: Path) -> None:
         reopen(data).read(data.items("test")[0])
 
 
+def test_fashion_shots(tmp_path: Path) -> None:
+    data = fake("fashion", tmp_path)
+    few = reopen(data, shots=2)
+    for split in ("train", "trainval"):
+        targets = [item.target for item in few.items(split)]
+        assert sorted(targets) == [label for label in range(10) for _ in range(2)]
+        assert set(few.items(split)) <= set(data.items(split))
+    assert few.items("val") == data.items("val")
+    assert few.items("test") == data.items("test")
+    with pytest.raises(ValueError, match="1 or more"):
+        reopen(data, shots=0)
+
+
 def test_archives_read_from_the_tar_or_unpacked(tmp_path: Path) -> None:
     data = fake("plantvillage", tmp_path)
     before = [data.raw(item) for item in data.items("val")]

@@ -1,4 +1,4 @@
-"""Roll-out, mutual attention weights and CKA against the official functions; hooked into the component checks."""
+"""Roll-out and mutual attention weights against the official functions; hooked into the component checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tests.parity.models import Outcome
-from vitrim.analysis.hsic import linear_cka
 from vitrim.core.rollout import mutual, rollout
 from vitrim.core.tokens import Attention
 
@@ -36,12 +35,3 @@ def attention_tools(case: dict[str, Any], a: Arrays, out: Outcome) -> None:
     found = torch.cat(parts, dim=1)
     if found.shape == a["maws_tokens"].shape:
         out.number("maws_tokens", found, a["maws_tokens"], 1e-5)
-
-
-def feature_metrics(case: dict[str, Any], a: Arrays, out: Outcome) -> None:
-    """The CKA part of ``metrics_features``: matrices are features by samples there, and the result is the distance 1 - CKA."""
-    for name, wanted in zip(a["result_names"], a["results"], strict=True):
-        kind, metric = str(name).split("/")
-        if metric == "CKA":
-            x, y = (torch.from_numpy(a[f"{side}/{kind}"]).T for side in "AB")
-            out.number(str(name), torch.tensor(1 - linear_cka(x, y)), np.asarray(wanted), 1e-8)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.parity import clca, components, golden, models, recognition, recognition_heads, tuning
+from tests.parity import clca, components, golden, heatmaps, models, recognition, recognition_heads, scripts, similarity, tuning
 
 
 def runner(case: dict[str, Any]) -> Any:
     """What runs a case; None for kinds not implemented yet."""
-    for kind in (recognition, recognition_heads, tuning, clca):
+    for kind in (recognition, recognition_heads, tuning, clca, similarity, heatmaps, scripts):
         if kind.known(case):
             return kind.run
     if case["kind"] == "component":

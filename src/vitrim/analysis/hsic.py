@@ -1,4 +1,7 @@
-"""Centred kernel alignment (CKA) of layers over data sets of any size: sums of an unbiased HSIC over mini-batches."""
+"""Centred kernel alignment (CKA) of layers over data sets of any size: sums of an unbiased HSIC over mini-batches.
+
+That of two whole matrices is :func:`vitrim.analysis.similarity.cka`.
+"""
 
 from __future__ import annotations
 
@@ -154,20 +157,3 @@ def summarise(cka: Tensor) -> CKASummary:
     mean, overall = rest.sum(dim=1) / count.clamp_min(1), float(rest.sum() / count.sum().clamp_min(1))
     spread = [f(x, dim=1).tolist() for x in (change, bend) for f in (torch.mean, torch.std)]
     return CKASummary(mean.tolist(), overall, *spread)
-
-
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """CKA of two whole feature matrices with the biased estimate (Kornblith et al., ICML 2019); small sets only.
-
-    Args:
-        x: ``(N, P)``, one row an image.
-        y: ``(N, Q)`` of the same images.
-
-    Raises:
-        ValueError: for other shapes.
-    """
-    if x.dim() != 2 or y.dim() != 2 or len(x) != len(y):
-        raise ValueError(f"features are (N, P) and (N, Q) of the same images; got {tuple(x.shape)} and {tuple(y.shape)}")
-    grams = [(f - f.mean(dim=0)) @ (f - f.mean(dim=0)).T for f in (x.double(), y.double())]
-    cross, own, other = (grams[0] * grams[1]).sum(), grams[0].norm(), grams[1].norm()
-    return float(cross / (own * other)) if own > 0 and other > 0 else 0.0

@@ -44,10 +44,6 @@ class Listed(DataSet):
         if shots is not None:
             self.expect({k: v for k, v in self.expected.items() if k in ("classes", "val", "test")})
 
-    def expect(self, counts: dict[str, int]) -> None:
-        """Replace the published counts, for settings that change them."""
-        self.expected = counts  # pyright: ignore[reportAttributeAccessIssue]
-
     @abstractmethod
     def official(self, part: str) -> list[Item]:
         """Read the items of ``"trainval"`` or ``"test"`` from the set's own lists; paths are relative to ``home``.

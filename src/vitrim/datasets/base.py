@@ -69,6 +69,10 @@ class DataSet(ABC):
         """The splits that ``load`` knows; ``trainval`` need not be among them where ``train`` and ``val`` are."""
         return ("train", "val", "test")
 
+    def expect(self, counts: dict[str, int]) -> None:
+        """Replace the published counts, for settings that change them."""
+        self.expected = counts  # pyright: ignore[reportAttributeAccessIssue]
+
     @abstractmethod
     def load(self, split: str) -> list[Item]:
         """Read the items of one of ``splits`` from the set's own annotation files; called once for each.

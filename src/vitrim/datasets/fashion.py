@@ -14,6 +14,7 @@ from PIL import Image
 
 from vitrim.datasets import _fake
 from vitrim.datasets.base import DATASETS, DataError, DataSet, Item
+from vitrim.datasets.splits import first_of_each_class
 
 _FILES = {"train": "train", "val": "train", "trainval": "train", "test": "t10k"}
 
@@ -26,6 +27,7 @@ class Fashion(DataSet):
 
     Args:
         root: folder of the four IDX files, compressed or not; by default where the Debian package puts them.
+        shots: train on the first so many images of each class; ``val`` and ``test`` stay whole.
     """
 
     origin = "https://github.com/zalandoresearch/fashion-mnist, or: apt install dataset-fashion-mnist (MIT)"
@@ -34,8 +36,13 @@ class Fashion(DataSet):
   train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz
   t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz    (or without .gz)"""
 
-    def __init__(self, *, root: str = "/usr/share/datasets/fashion-mnist") -> None:
+    def __init__(self, *, root: str = "/usr/share/datasets/fashion-mnist", shots: int | None = None) -> None:
         super().__init__(root=root)
+        if shots is not None and shots < 1:
+            raise ValueError(f"shots is a number of images of each class, 1 or more; got {shots}")
+        self.shots = shots
+        if shots is not None:
+            self.expect({"classes": 10, "val": 5000, "test": 10000})
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -50,7 +57,10 @@ class Fashion(DataSet):
         labels = self._read(f"{part}-labels-idx1-ubyte", 1)
         items = [Item(f"{part}/{i:05d}", int(label)) for i, label in enumerate(labels.tolist())]
         cut = len(items) - len(items) // 12
-        return {"train": items[:cut], "val": items[cut:]}.get(split, items)
+        chosen = {"train": items[:cut], "val": items[cut:]}.get(split, items)
+        if self.shots is None or split in ("val", "test"):
+            return chosen
+        return first_of_each_class(chosen, self.shots)
 
     def load_classes(self) -> list[str]:
         from torchvision.datasets import FashionMNIST  # the files hold numbers only
