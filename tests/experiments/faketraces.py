@@ -58,9 +58,11 @@ def write_trace(
     (folder / "config.yaml").write_text(yaml.safe_dump(recipe))
     family, noise = METHODS.get(method or "", ("dense", 0.0))
     top1 = round(90 - 40 * (1 - rate) ** 2 * (0.3 + noise) - 10 * noise + dim / 8, 3) if method else 90.0 + dim / 8
-    listed = [(f"val/{'ab'[i % 2]}/{names}{i:05d}.png", str(i % 2)) for i in range(images)]
+    # As a folder of images lists them: class by class.
+    listed = [(f"val/{'ab'[i * 2 // images]}/{names}{i:05d}.png", str(i * 2 // images)) for i in range(images)]
     if root is not None:
-        _write_images(root, [path for path, _ in listed], grid)
+        # With images of both splits, or 'val' would be read as a class.
+        _write_images(root, [*(path for path, _ in listed), "train/a/first.png", "train/b/first.png"], grid)
     what = {
         "model": model, "weights": "final", "method": method, "schedule": schedule, "cache": None, "head": None, "data": spec,
         "split": "val", "transform": f"plain(size={8 * grid[0]})", "task": "classify", "precision": "fp32", "batch_size": SHARD,

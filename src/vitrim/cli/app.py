@@ -23,6 +23,7 @@ VERBS = {
     "data": "List the data sets, check one on disk, split a CSV, write a fake twin.",
     "train": "Train a model by a recipe, or resume a run.",
     "eval": "Evaluate a run or a weights file: accuracy, GFLOPs, throughput; record its reduction patterns.",
+    "analyze": "Compare the traces of runs pair by pair; relate similarity to accuracy: tables, figures, a page.",
     "draw": "Draw how tokens are reduced, for print: tokens, soft maps, depth, methods x stages, rates, layers.",
     "features": "Measure features and attention by block: CKA, distance, entropy, rank; draw saliency maps.",
     "runs": "List and filter training runs.",

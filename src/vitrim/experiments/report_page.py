@@ -61,26 +61,31 @@ for (const button of document.querySelectorAll("[data-save]")) button.onclick = 
   if (kind === "svg") save(name + ".svg", new Blob([svgText(figure)], {type: "image/svg+xml"}));
   if (kind === "png") save(name + ".png", await png(figure));
 };
-const table = document.getElementById("settings"), body = table.tBodies[0];
-function sort(index) {
-  const head = table.tHead.rows[0].cells[index];
-  const down = head.getAttribute("aria-sort") === "descending" || (index === 0 && head.getAttribute("aria-sort") !== "ascending");
-  for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", down ? "ascending" : "descending");
-  const key = row => { const k = row.cells[index].dataset.key; return k === undefined ? row.cells[index].textContent : k; };
-  const number = [...body.rows].every(row => !isNaN(Number(key(row))));
-  const rows = [...body.rows].sort((a, b) => {
-    const x = key(a), y = key(b);
-    if (x === "" || y === "") return (x === "") - (y === "");
-    const order = number ? Number(x) - Number(y) : x.localeCompare(y, "en", {numeric: true});
-    return down ? order : -order;
-  });
-  body.append(...rows);
+function sortable(table) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  const sort = index => {
+    const head = heads[index], text = head.classList.contains("text") || index === 0;
+    const down = head.getAttribute("aria-sort") === "descending" || (text && head.getAttribute("aria-sort") !== "ascending");
+    for (const cell of heads) cell.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "ascending" : "descending");
+    const key = row => { const k = row.cells[index].dataset.key; return k === undefined ? row.cells[index].textContent : k; };
+    const number = [...body.rows].every(row => !isNaN(Number(key(row))));
+    const rows = [...body.rows].sort((a, b) => {
+      const x = key(a), y = key(b);
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const order = number ? Number(x) - Number(y) : x.localeCompare(y, "en", {numeric: true});
+      return down ? order : -order;
+    });
+    body.append(...rows);
+  };
+  heads.forEach((cell, i) => { cell.querySelector("button").onclick = () => sort(i); });
 }
-[...table.tHead.rows[0].cells].forEach((cell, i) => { cell.querySelector("button").onclick = () => sort(i); });
-document.getElementById("filter").oninput = event => {
-  const words = event.target.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  for (const row of body.rows) row.hidden = !words.every(word => row.cells[0].textContent.toLowerCase().includes(word));
+for (const table of document.querySelectorAll("table[id]")) sortable(table);
+for (const field of document.querySelectorAll("[data-filter]")) field.oninput = event => {
+  const words = event.target.value.toLowerCase().split(/\\s+/).filter(Boolean), texts = "th, td:first-child, td.text";
+  const told = row => [...row.querySelectorAll(texts)].map(cell => cell.textContent).join(" ").toLowerCase();
+  for (const row of document.getElementById(field.dataset.filter).tBodies[0].rows)
+    row.hidden = !words.every(word => told(row).includes(word));
 };
 """
 
@@ -127,16 +132,30 @@ def page(
         files: name to CSV text of what can be saved: ``settings`` and ``runs``.
     """
     parts = [f"<h1>{html.escape(title)}</h1>\n<p>{html.escape(intro)}</p>", _table(heads, rows, keys, higher)]
-    parts += [_figure(picture) for picture in pictures]
+    parts += [figure(picture) for picture in pictures]
     if unfinished:
         parts.append(_unfinished(unfinished))
+    return document(title, parts, files)
+
+
+def document(title: str, parts: Sequence[str], files: Mapping[str, str], *, style: str = "", script: str = "") -> str:
+    """A page of its own: tables with an id sort by their headings (buttons), figures and ``files`` can be saved.
+
+    Args:
+        title: in the browser's tab.
+        parts: HTML, one below the other.
+        files: name to CSV text of what a button with ``data-save="csv:NAME"`` saves.
+        style: more CSS.
+        script: more JavaScript, run at the end.
+    """
     # "</" would end the script element.
     data = json.dumps(dict(files)).replace("</", "<\\/")
-    parts.append(f'<script type="application/json" id="files">{data}</script>\n<script>{_SCRIPT}</script>')
-    body = "\n".join(parts)
+    body = "\n".join([
+        *parts, f'<script type="application/json" id="files">{data}</script>\n<script>{_SCRIPT}{script}</script>',
+    ])  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, '
-        f'initial-scale=1">\n<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+        f'initial-scale=1">\n<title>{html.escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n'
     )
 
 
@@ -158,7 +177,7 @@ def _table(
     return (
         "<h2>Settings</h2>\n"
         '<p class="save"><button data-save="csv:settings">Table as CSV</button><button data-save="csv:runs">Every run with every '
-        'option as CSV</button></p>\n<p><input id="filter" type="search" placeholder="Show rows with these words" '
+        'option as CSV</button></p>\n<p><input data-filter="settings" type="search" placeholder="Show rows with these words" '
         'aria-label="Show rows with these words"></p>\n'
         f'<div class="scroll"><table id="settings"><thead><tr>{top}</tr></thead>\n<tbody>{chr(10).join(lines)}'
         "</tbody></table></div>\n"
@@ -166,7 +185,8 @@ def _table(
     )
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """A figure with its heading and what it shows, to be saved as SVG or PNG."""
     # The size stands in viewBox; without a height of its own the drawing keeps its shape on narrow screens.
     opened = re.match(r"<svg\b[^>]*>", picture.svg)
     tag = opened.group(0) if opened else "<svg>"
