@@ -136,6 +136,16 @@ def test_models_that_cannot_be_served() -> None:
         recognise(vit(), 3)  # type: ignore[arg-type]
 
 
+def test_the_model_inside_is_named() -> None:
+    model = recogniser("ffvt(tokens=5)")
+    with pytest.raises(TypeError, match=r"go on with the one inside, model\.vit"):
+        vitrim.reduce(model, "topk", "keep(rate=0.5, at=[1])")
+    with pytest.raises(TypeError, match=r"model\.vit"):
+        tune(model, "linear")
+    assert not hasattr(model, "reduction")
+    assert not hasattr(model, "tuning")
+
+
 def test_a_refused_model_stays_as_it_was() -> None:
     model = vit()
     before = model.state_dict()

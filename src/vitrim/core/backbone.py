@@ -134,8 +134,12 @@ def find_backbone(model: nn.Module) -> Backbone:
     """The backbone that knows the model.
 
     Raises:
-        TypeError: when none does, saying what was looked for.
+        TypeError: when none does, saying what was looked for; for a recogniser, which has the model inside.
     """
+    inside = getattr(model, "inside", None)
+    if isinstance(inside, str):
+        name = type(model).__name__
+        raise TypeError(f"{name} has passes of its own around the vision transformer; go on with the one inside, model.{inside}")
     candidates = [BACKBONES.get(name)() for name in BACKBONES.names()]
     for backbone in sorted(candidates, key=lambda b: b.last):
         if backbone.matches(model):

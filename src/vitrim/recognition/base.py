@@ -30,12 +30,14 @@ class Recogniser(nn.Module):
         paper: where the method comes from.
         trained: names of the parts that stay trained when the backbone is frozen.
         reads_cls: whether the method reads the class token.
+        inside: where the vision transformer is, for what asks to reduce or tune the recogniser itself.
     """
 
     spec_name: ClassVar[str]
     paper: ClassVar[str] = ""
     trained: ClassVar[tuple[str, ...]] = ("head",)
     reads_cls: ClassVar[bool] = True
+    inside: ClassVar[str] = "vit"
     vit: Any
     head: Any
 
