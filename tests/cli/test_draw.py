@@ -13,7 +13,7 @@ from PIL import Image
 
 import vitrim
 from vitrim.cli.app import main
-from vitrim.cli.sources import Source, unnormaliser
+from vitrim.cli.sources import Source
 from vitrim.data.embedded import fashion
 from vitrim.data.models import load_model
 
@@ -103,7 +103,7 @@ def test_a_run_keeps_its_reduction_cache_and_tuning() -> None:
     loaded, data = load_model(), fashion(1)
     vitrim.tune(loaded.model, "ila(dim=4, at=[1])")
     vitrim.reduce(loaded.model, "topk", "keep(rate=0.5, at=[6])", cache="clc(num_clr=1)")
-    picture = unnormaliser(loaded.mean, loaded.std)
+    picture = loaded.unnormalise
     source = Source("run", loaded.model, loaded.transform, picture, "topk", "keep(rate=0.5, at=[6])", "topk", run=True)
     for method, blocks in ((None, [1, 6]), ("evit", [1, 6])):
         with source.reduced(method, None) as (model, engine), torch.no_grad():

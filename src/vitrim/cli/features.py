@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from vitrim.cli.bench import pick_device
 from vitrim.core.attach import DEFAULT_SCHEDULE, reduce
 from vitrim.data.embedded import fashion
-from vitrim.data.models import load_model
+from vitrim.data.models import load_model, unnormalise
 from vitrim.experiments.features import Gallery, class_features, measure, of_subject, of_tensors, write
 from vitrim.experiments.subject import NONE, Changes, of_model, of_run
 
@@ -144,18 +145,14 @@ def _picture_of(transform: Any) -> Callable[[Tensor], np.ndarray]:
     steps = getattr(transform, "steps", None) or getattr(getattr(transform, "transform", transform), "transforms", None) or []
     known = next((s for s in [transform, *steps] if hasattr(s, "mean") and hasattr(s, "std")), None)
 
-    def picture(image: Tensor) -> np.ndarray:
-        plain = image.detach().cpu().float()
-        if known is not None:
-            mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (known.mean, known.std))
-            plain = plain * std + mean
-        else:
-            plain = (plain - plain.min()) / (plain.max() - plain.min()).clamp_min(1e-12)
-        # Clipped before the cast: values beyond the range of a byte would wrap around.
-        pixels = plain.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-        return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+    if known is not None:
+        return partial(unnormalise, mean=known.mean, std=known.std)
 
-    return picture
+    def stretch(image: Tensor) -> np.ndarray:
+        least, most = image.min(), image.max()
+        return unnormalise((image - least) / (most - least).clamp_min(1e-12), [0.0], [1.0])
+
+    return stretch
 
 
 def _draw_panels(gallery: Gallery, modes: list[str], columns: int, colours: str, power: float, path: Path) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vitrim.core.reduction import Reduction
 from vitrim.core.registry import METHODS, SCHEDULES, spec
 from vitrim.data.embedded import balanced, fashion
 from vitrim.data.images import open_image
-from vitrim.data.models import LoadedModel, load_model
+from vitrim.data.models import LoadedModel, load_model, unnormalise
 from vitrim.datasets.base import DATASETS, DataSet
 from vitrim.datasets.transforms import TRANSFORMS
 from vitrim.experiments.features import Gallery, of_subject, of_tensors
@@ -189,7 +190,8 @@ def of_runs(
         steps: Any = loaded.transform if transform is None else TRANSFORMS.build(transform)
         name, label = run.name if run.is_dir() else run.parent.name, recipe.tune or "none"
         source = Source(
-            name, backbone_of(loaded.model), steps.eval(), unnormaliser(steps.mean, steps.std), recipe.method, recipe.schedule,
+            name, backbone_of(loaded.model), steps.eval(), partial(unnormalise, mean=steps.mean, std=steps.std),
+            recipe.method, recipe.schedule,
             plain_name(recipe.method) if recipe.method else label, run=True, dataset=_opener(recipe),
             split=split or recipe.eval_split,
         )  # fmt: skip
@@ -211,22 +213,10 @@ def of_name(
     steps: Any = None if transform is None else TRANSFORMS.build(transform)
     return Source(
         loaded.name, loaded.model, loaded.transform if steps is None else steps.eval(),
-        loaded.unnormalise if steps is None else unnormaliser(steps.mean, steps.std), learned=loaded.reduction,
+        loaded.unnormalise if steps is None else partial(unnormalise, mean=steps.mean, std=steps.std), learned=loaded.reduction,
         dataset=None if data is None else lambda: DATASETS.build(data), split=split or "val", embedded=_embedded(loaded),
         notes=["the weights are random: the picture says nothing about the model"] if loaded.random else [],
     )  # fmt: skip
-
-
-def unnormaliser(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], np.ndarray]:
-    """From an image as a transform of this mean and deviation gives it to ``(H, W, 3)`` uint8."""
-
-    def picture(image: Tensor) -> np.ndarray:
-        shape = (-1, 1, 1)
-        plain = image.detach().cpu().float() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
-        pixels = plain.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-        return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
-
-    return picture
 
 
 def check(methods: Sequence[str], schedules: Sequence[str]) -> None:

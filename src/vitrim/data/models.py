@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -57,10 +57,16 @@ class LoadedModel:
 
     def unnormalise(self, image: Tensor) -> np.ndarray:
         """``(C, H, W)`` as the transform gives it, back to an RGB picture ``(H, W, 3)`` uint8."""
-        shape = (-1, 1, 1)
-        plain = image.detach().cpu().float() * torch.tensor(self.std).view(shape) + torch.tensor(self.mean).view(shape)
-        pixels = plain.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-        return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+        return unnormalise(image, self.mean, self.std)
+
+
+def unnormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """``(C, H, W)``, normalised with this mean and deviation, back to an RGB picture ``(H, W, 3)`` uint8."""
+    shape = (-1, 1, 1)
+    plain = image.detach().cpu().float() * torch.as_tensor(std).view(shape) + torch.as_tensor(mean).view(shape)
+    # Clipped before the cast: values beyond the range of a byte would wrap around.
+    pixels = plain.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
 class Grey:
