@@ -7,7 +7,8 @@ from scipy.optimize import linprog
 from scipy.spatial.distance import cdist, jensenshannon
 from scipy.stats import entropy, pearsonr, spearmanr, wasserstein_distance
 
-from vitrim.analysis.heatmaps import MAPS, TokenStatistics, compare_maps, emd, js, kl, pcc, scc, sim
+from vitrim.analysis.depth import TokenStatistics
+from vitrim.analysis.heatmaps import MAPS, compare_maps, emd, js, kl, pcc, scc, sim
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import numpy as np
 
 from tests.parity import golden
 from tests.parity.models import Outcome
-from vitrim.analysis.heatmaps import TokenStatistics, compare_maps
+from vitrim.analysis.depth import TokenStatistics
+from vitrim.analysis.heatmaps import compare_maps
 
 PUBLISHED = {"KLD": "kl12", "KLD_rev": "kl21", "JSD": "js", "PCC": "pcc", "SCC": "scc", "EMD": "emd", "SIM": "sim"}
 PATCHES, BLOCKS = 196, 12

@@ -11,8 +11,6 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array
 from scipy.stats import rankdata
 
-from vitrim.analysis.depth import TokenDepth
-
 Array = npt.NDArray[Any]
 Compat = Literal["paper", "official"]
 
@@ -209,66 +207,3 @@ def _constant(values: Array) -> bool:
 def _pearson(a: Array, b: Array) -> float:
     a, b = a - a.mean(), b - b.mean()
     return float(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
-
-
-class TokenStatistics:
-    """How many tokens are left at each stage and how deep they get, summed over images.
-
-    The record of ``compute_token_statistics`` of "Which Tokens to Use?", for every kind of method; the map itself and its
-    spread are ``depth.mean("depth")`` and ``depth.std("depth")``.
-
-    Args:
-        patches: of an image.
-        blocks: of the model.
-
-    Attributes:
-        depth: sums of the depth of each patch.
-        stages: blocks that reduce, ascending.
-    """
-
-    def __init__(self, patches: int, blocks: int) -> None:
-        self.depth = TokenDepth(patches, blocks)
-        self.stages: tuple[int, ...] = ()
-        self._patches = patches
-        self._counts = np.zeros((2, 0), dtype=np.int64)  # sum and sum of squares: integers, so that no spread is exactly 0
-
-    def add(self, stages: Sequence[tuple[int, Array, Array]]) -> None:
-        """Add a batch.
-
-        Args:
-            stages: block, ``(B, patches)`` bool that says which patches are still tokens of their own, ``(B, patches)`` token of
-                each patch, -1 when dropped; blocks ascending and the same in every batch.
-
-        Raises:
-            ValueError: when the stages are not those of the batches before.
-        """
-        blocks = tuple(block for block, _, _ in stages)
-        if self.stages and blocks != self.stages:
-            raise ValueError(f"stages {blocks} after batches with stages {self.stages}: sum runs of one schedule only")
-        self.depth.add(stages)
-        left = np.stack([_distinct(np.asarray(token)) for _, _, token in stages])
-        self._counts = (self._counts if self.stages else 0) + np.stack([left.sum(axis=1), (left**2).sum(axis=1)])
-        self.stages = blocks
-
-    def rate(self) -> tuple[Array, Array]:
-        """``(stages,)`` mean and standard deviation over the images of the share of tokens that is left."""
-        n, (sums, squares) = self._images(), self._counts
-        spread = np.sqrt((n * squares - sums**2) / n**2)
-        return sums / n / self._patches, spread / self._patches
-
-    def mean_depth(self) -> tuple[float, float]:
-        """Mean and standard deviation of the depth over all patches of all images, in blocks."""
-        self._images()
-        mean, std = self.depth.mean("depth"), self.depth.std("depth")
-        return float(mean.mean()), float(np.sqrt((std**2).mean() + mean.var()))
-
-    def _images(self) -> int:
-        if not self.depth.images:
-            raise ValueError("no images have been seen: add a batch first")
-        return self.depth.images
-
-
-def _distinct(token: Array) -> Array:
-    """``(B,)`` number of different tokens of ``(B, patches)``, -1 left out."""
-    ordered = np.sort(token, axis=1)
-    return (ordered[:, 0] >= 0) + ((np.diff(ordered, axis=1) > 0) & (ordered[:, 1:] >= 0)).sum(axis=1)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vitrim.analysis import similarity
 from vitrim.analysis.agreement import compare_merging, compare_pruning
 from vitrim.analysis.heatmaps import compare_maps
-from vitrim.analysis.similarity import Similarity
+from vitrim.analysis.pairs import Features
 from vitrim.experiments.analyze_facts import RunFacts, pieces, spread
 from vitrim.experiments.analyze_pairs import Pair
 from vitrim.experiments.tracestore import TraceStore
 
-VERSION = 1  # of the measures; results of another version are not used again
+VERSION = 2  # of the measures; results of another version are not used again
+# Features of up to so many numbers are decomposed once for many pairs, and so many of them are held: some 400 MB a process.
+_PREPARED_NUMBERS, _PREPARED = 1_000_000, 48
 Array = npt.NDArray[Any]
 
 
@@ -146,12 +150,32 @@ Parts = Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 def _features(job: Task, a: TraceStore, b: TraceStore, parts: Parts) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for block_a, block_b in job.features:
-        similarity = Similarity()
-        for one, two in parts:
-            similarity.add(a.features(block_a, job.kind, one), b.features(block_b, job.kind, two))  # pyright: ignore[reportArgumentType]
-        for name, value in similarity.result().items():
+        for name, value in _similarities(job.kind, a, block_a, b, block_b, parts).items():
             rows.append({"block": block_a, "block_b": block_b, "kind": job.kind, "measure": name, "value": _number(value)})
     return rows
+
+
+def _similarities(kind: Any, a: TraceStore, block_a: int, b: TraceStore, block_b: int, parts: Parts) -> dict[str, float]:
+    images = sum(len(one) for one, _ in parts)
+    if images * max(int(store.meta["dim"]) for store in (a, b)) <= _PREPARED_NUMBERS:
+        at = [np.concatenate(side) for side in zip(*parts, strict=True)]
+        return similarity.compare(
+            _prepared(str(a.path), a.digest, block_a, kind, at[0].tobytes()),
+            _prepared(str(b.path), b.digest, block_b, kind, at[1].tobytes()),
+        )
+    streamed = similarity.Similarity()
+    for one, two in parts:
+        streamed.add(a.features(block_a, kind, one), b.features(block_b, kind, two))
+    return streamed.result()
+
+
+@lru_cache(maxsize=_PREPARED)
+def _prepared(path: str, digest: str, block: int, kind: Any, rows: bytes) -> Features:
+    """Features of a store, decomposed; ``digest`` tells a store from one that was recorded anew in its place."""
+    store = TraceStore(Path(path))
+    if store.digest != digest:
+        raise ValueError(f"'{path}' was recorded anew while it was read; call again")
+    return Features(store.features(block, kind, np.frombuffer(rows, dtype=np.int64)))
 
 
 def _pruning(job: Task, a: TraceStore, b: TraceStore, parts: Parts) -> list[dict[str, Any]]:

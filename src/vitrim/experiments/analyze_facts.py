@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrim.analysis.depth import TokenDepth
+from vitrim.analysis.depth import TokenStatistics
 from vitrim.analysis.view import token_sizes
 from vitrim.experiments.tracestore import TraceStore
 
@@ -87,8 +87,8 @@ def measure_run(path: str, images: int | None, chunk: int = 512) -> dict[str, An
     rows = spread(len(store), images)
     kind = store.meta["features"][0] if store.meta["features"] else "cls"
     broken = {str(block): 0 for block in store.blocks}
-    seen = TokenDepth(store.patches, int(store.meta["depth"])) if store.stages else None
-    sums = {block: np.zeros(5) for block in store.stages}
+    seen = TokenStatistics(store.patches, int(store.meta["depth"])) if store.stages else None
+    sums = np.zeros((len(store.stages), 3), dtype=np.int64)
     prunes = merges = bool(store.stages)
     fused = merged = False
     for part in pieces(rows, chunk):
@@ -97,31 +97,18 @@ def measure_run(path: str, images: int | None, chunk: int = 512) -> dict[str, An
             broken[str(block)] += int((~finite).sum())
         stages: list[tuple[int, Array, Array]] = []
         for number, block in enumerate(store.stages, 1):
-            label, source, tokens = store.assignment(block, part), store.source(block, part), store.tokens(block, part)
-            kept = store.kept(block, part)
+            label, source, kept = store.assignment(block, part), store.source(block, part), store.kept(block, part)
             stages.append((block, kept, label))
-            sizes = token_sizes(label.astype(np.int64))
-            sums[block] += [
-                tokens.sum(),
-                (tokens.astype(np.float64) ** 2).sum(),
-                kept.sum(),
-                (label < 0).sum(),
-                (sizes > 1).sum(),
-            ]
+            sums[number - 1] += [kept.sum(), (label < 0).sum(), (token_sizes(label.astype(np.int64)) > 1).sum()]
             several, averaged = _several(label, source)
             fused |= bool((averaged > number).any())
             merged |= bool((several > number).any())
         if seen is not None:
-            seen.add(stages)
+            seen.add(stages, np.stack([store.tokens(block, part) for block in store.stages]))
     prunes, merges = prunes and not fused, merges and merged
-    found = [_stage(block, sums[block], len(rows), store.patches) for block in store.stages]
-    numbers = (
-        {"depth": [], "depth_std": [], "size": []} if seen is None else
-        {"depth": seen.mean("depth").tolist(), "depth_std": seen.std("depth").tolist(), "size": seen.mean("size").tolist()}
-    )  # fmt: skip
     return {
-        "prunes": prunes, "merges": merges, "mixed": seen is not None and seen.mixed, "stages": [asdict(s) for s in found],
-        **numbers, "broken": {block: count for block, count in broken.items() if count},
+        "prunes": prunes, "merges": merges, "mixed": seen is not None and seen.depth.mixed, **_over_images(seen, sums, store),
+        "broken": {block: count for block, count in broken.items() if count},
     }  # fmt: skip
 
 
@@ -149,7 +136,16 @@ def _several(label: Array, source: Array) -> tuple[Array, Array]:
     return (members > 1).sum(axis=1), ((members > 0) & ~own).sum(axis=1)
 
 
-def _stage(block: int, sums: Array, images: int, patches: int) -> StageFacts:
-    mean = sums[0] / images
-    shares = sums[2:] / (images * patches)
-    return StageFacts(block, mean, float(np.sqrt(max(sums[1] / images - mean**2, 0.0))), *(float(s) for s in shares))
+def _over_images(seen: TokenStatistics | None, sums: Array, store: TraceStore) -> dict[str, Any]:
+    if seen is None:
+        return {"stages": [], "depth": [], "depth_std": [], "size": []}
+    shares = sums / (seen.depth.images * store.patches)
+    stages = [
+        asdict(StageFacts(block, float(mean) * store.patches, float(std) * store.patches, *map(float, of)))
+        for block, mean, std, of in zip(store.stages, *seen.rate(), shares, strict=True)
+    ]
+    depth = seen.depth
+    return {
+        "stages": stages, "depth": depth.mean("depth").tolist(), "depth_std": depth.std("depth").tolist(),
+        "size": depth.mean("size").tolist(),
+    }  # fmt: skip
