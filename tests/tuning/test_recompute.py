@@ -113,3 +113,14 @@ def test_block_without_mlp_is_refused() -> None:
 
     with pytest.raises(SpecError, match="leave recompute out"):
         vitrim.tune(Odd(), "full", train=["all"], recompute=True)
+
+
+def test_without_gradient_nothing_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vit()
+    vitrim.tune(model, "linear", train=["head"], recompute=True)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a block in front of the classifier needs no backward pass")
+
+    monkeypatch.setattr("vitrim.core.recompute.checkpoint", refuse)
+    model.train()(images()).sum().backward()

@@ -22,7 +22,8 @@ class RecomputedMlp(Patch):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
+        needed = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.module.parameters()))
+        if not needed:
             return self.original(x, *args, **kwargs)
         return checkpoint(self.original, x, *args, use_reentrant=False, **kwargs)
 
