@@ -3,7 +3,9 @@
     python -m benchmarks.tuning
     python -m benchmarks.tuning --model vit_base_patch16_224 --device cuda --dtype bfloat16
     python -m benchmarks.tuning --recompute     hidden layers of MLPs computed again in the backward pass, but for ``full``
+    python -m benchmarks.tuning --reduce evit --schedule "keep(rate=0.5, at=[3, 6, 9])" --cache "clc(num_clr=1)" --head cla
 
+The baseline is always full fine-tuning of the whole model; a reduction is for the other rows, of which ``full`` then is one, too.
 Every method runs in a process of its own, since the peak of a process never falls. The speed is the median of rounds in which all
 methods take turns, one process after the other; the ratio is against ``full`` of the same round. Weights are random.
 """
@@ -17,11 +19,12 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
-import timm
 import torch
 
 import vitrim
+from vitrim.data.finetune import model_to_train
 
 METHODS = (
     "full", "linear", "bitfit", "ssf", "lora(r=8)", "adapter", "convpass", "vpt(length=10)", "vpt(length=10, deep=true)", "vqt",
@@ -29,21 +32,25 @@ METHODS = (
 )  # fmt: skip
 
 
-def one(
-    spec: str, model_name: str, batch: int, steps: int, device: str, dtype: str, train: list[str], recompute: bool
-) -> dict[str, float]:  # fmt: skip
+BASELINE = "baseline"
+
+
+def one(spec: str, options: argparse.Namespace) -> dict[str, float]:
     """Images per second, peak memory in bytes beyond the imported libraries, and trained parameters."""
+    plain, spec = spec == BASELINE, "full" if spec == BASELINE else spec
+    device, batch = options.device, options.batch_size
     torch.manual_seed(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    model = timm.create_model(model_name, pretrained=False, num_classes=200).to(device).train()
-    tuning = vitrim.tune(model, spec, train=train, recompute=recompute)
-    size = model.patch_embed.img_size
-    images, labels = torch.randn(batch, 3, *size, device=device), torch.randint(0, 200, (batch,), device=device)
+    model: Any = model_to_train(options.model, options.classes, random_weights=True)[0].to(device).train()
+    vitrim.tune(model, spec, train=options.train, recompute=options.recompute and spec != "full")
+    if options.reduce is not None and not plain:
+        vitrim.reduce(model, options.reduce, options.schedule, cache=options.cache, head=options.head, seed=0)
+    images = torch.randn(batch, 3, *model.patch_embed.img_size, device=device)
+    labels = torch.randint(0, options.classes, (batch,), device=device)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
-    half = dtype != "float32"
 
     def step() -> None:
-        with torch.autocast(device, getattr(torch, dtype), enabled=half):
+        with torch.autocast(device, getattr(torch, options.dtype), enabled=options.dtype != "float32"):
             loss = torch.nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -53,20 +60,22 @@ def one(
 
     step()
     start = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(options.steps):
         step()
     seconds = time.perf_counter() - start
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    return {"speed": batch * steps / seconds, "peak": peak, "trained": tuning.count()[0]}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"speed": batch * options.steps / seconds, "peak": peak, "trained": trained}
 
 
 def main() -> None:
     """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_small_patch16_224")
+    parser.add_argument("--model", default="timm/vit_small_patch16_224")
+    parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
@@ -75,36 +84,33 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--train", nargs="*", default=["head", "class_token"])
     parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--reduce", help="reduce tokens by this method as well")
+    parser.add_argument("--schedule")
+    parser.add_argument("--cache")
+    parser.add_argument("--head")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        found = one(
-            options.one, options.model, options.batch_size, options.steps, options.device, options.dtype, options.train,
-            options.recompute and options.one != "full",
-        )  # fmt: skip
-        print(json.dumps(found))
+        print(json.dumps(one(options.one, options)))
         return
     rows: dict[str, list[dict[str, float]]] = {}
-    methods = ["full", *(m for m in options.methods if m != "full")]
+    methods = [BASELINE, *(m for m in options.methods if m != "full" or options.reduce is not None)]
     for _ in range(options.rounds):
         for spec in methods:
-            command = [sys.executable, "-m", "benchmarks.tuning", "--one", spec, "--model", options.model]
-            command += ["--device", options.device, "--dtype", options.dtype, "--batch-size", str(options.batch_size)]
-            command += ["--steps", str(options.steps), *["--recompute"] * options.recompute]
-            out = subprocess.run([*command, "--train", *options.train], check=True, capture_output=True, text=True).stdout
+            command = [sys.executable, "-m", "benchmarks.tuning", *sys.argv[1:], "--one", spec]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows.setdefault(spec, []).append(json.loads(out.splitlines()[-1]))
-    print(
-        f"{options.model}, batch {options.batch_size}, {options.dtype} on {options.device}, {torch.get_num_threads()} threads\n"
-    )
+    print(f"{options.model}, batch {options.batch_size}, {options.dtype} on {options.device}, {torch.get_num_threads()} threads")
+    print(f"but for the baseline with {options.reduce}, {options.schedule}\n" if options.reduce else "")
     print("| method | trained | images/s | against full | peak memory | against full |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for spec in methods:
-        speed = statistics.median(r["speed"] for r in rows[spec])
-        faster = statistics.median(r["speed"] / f["speed"] for r, f in zip(rows[spec], rows["full"], strict=True))
-        peak = statistics.median(r["peak"] for r in rows[spec])
-        less = statistics.median(r["peak"] / f["peak"] for r, f in zip(rows[spec], rows["full"], strict=True))
-        trained = int(rows[spec][0]["trained"])
-        print(f"| {spec} | {trained:,} | {speed:.1f} | {faster:.2f}x | {peak / 2**20:,.0f} MiB | {less:.2f}x |")
+        against = list(zip(rows[spec], rows[BASELINE], strict=True))
+        speed, peak = (statistics.median(r[name] for r in rows[spec]) for name in ("speed", "peak"))
+        faster = statistics.median(r["speed"] / f["speed"] for r, f in against)
+        less = statistics.median(r["peak"] / f["peak"] for r, f in against)
+        name, trained = "full" if spec == BASELINE else spec, int(rows[spec][0]["trained"])
+        print(f"| {name} | {trained:,} | {speed:.1f} | {faster:.2f}x | {peak / 2**20:,.0f} MiB | {less:.2f}x |")
 
 
 if __name__ == "__main__":
