@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from vitrim.analysis.agreement import compare_pruning
 from vitrim.analysis.similarity import compare as compare_features
 from vitrim.experiments import analyze_work
 from vitrim.experiments.analyze import Analysis, analyze, write_analysis
+from vitrim.experiments.analyze_correlations import ALL, correlation_rows
 from vitrim.experiments.analyze_facts import RunFacts, measure_run
 from vitrim.experiments.analyze_latex import escape
 from vitrim.experiments.analyze_pairs import select_pairs
@@ -315,3 +317,14 @@ def test_the_image_order_of_a_sample_is_spread(place: Path) -> None:
     store = TraceStore(place / "topk-0.5")
     kept = store.kept(3, np.arange(8) * 64 // 8).mean()
     assert facts["stages"][0]["kept"] == pytest.approx(kept)
+
+
+def test_single_groups_do_not_count_in_the_correction_of_all_pairs() -> None:
+    def row(measure: str, p: float) -> dict[str, Any]:
+        return {"family": "features", "block": 3, "measure": measure, "spearman": 0.5, "spearman_p": p, "kendall_p": p}
+
+    whole = {"rows": [row("cka", 0.01), row("rsa", 0.03)]}
+    single = {"rows": [row("cka", 0.02), row("rsa", 0.5), row("svcca", 0.6)]}
+    rows = correlation_rows([ALL, "topk"], [whole, single])
+    assert [r["spearman_p_holm"] for r in rows] == pytest.approx([0.02, 0.03, 0.06, 1.0, 1.0])
+    assert [r["kendall_p_bh"] for r in rows] == pytest.approx([0.02, 0.03, 0.06, 0.6, 0.6])

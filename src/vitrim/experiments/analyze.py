@@ -167,7 +167,7 @@ _texts = {
     ),
     "correlations": (
         "Spearman's correlation over all pairs, with 95% bootstrap intervals; filled where p < 0.05 after Holm's correction over "
-        "the whole table."
+        "all measures and blocks."
     ),
     "depth": (
         "The block at which a patch stops being a token of its own (dropped, fused or averaged), mean over images. Methods that "

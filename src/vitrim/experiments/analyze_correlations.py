@@ -106,18 +106,23 @@ def correlate_columns(columns: Sequence[Mapping[str, Any]], resamples: int, seed
 
 
 def correlation_rows(groups: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Rows:
-    """The rows of all groups, p-values corrected over all of them by Holm's method and Benjamini and Hochberg's."""
+    """The rows of all groups, p-values corrected for their number by Holm's method and Benjamini and Hochberg's.
+
+    Two families: the rows over all pairs, which are the question, and those of all single groups together, which say where an
+    answer comes from. One family of both would let hundreds of rows of single groups hide every answer.
+    """
     rows: Rows = [
         {"group": group, **row}
         for group, one in zip(groups, found, strict=True)
         for row in one["rows"]
         if row["spearman"] is not None
     ]
-    for name in ("spearman", "kendall"):
-        values = [float("nan") if row[f"{name}_p"] is None else row[f"{name}_p"] for row in rows]
-        for method in ("holm", "bh"):
-            for row, value in zip(rows, corrected(values, method), strict=True):
-                row[f"{name}_p_{method}"] = finite(float(value))
+    for family in ([row for row in rows if (row["group"] == ALL) == whole] for whole in (True, False)):
+        for name in ("spearman", "kendall"):
+            values = [float("nan") if row[f"{name}_p"] is None else row[f"{name}_p"] for row in family]
+            for method in ("holm", "bh"):
+                for row, value in zip(family, corrected(values, method), strict=True):
+                    row[f"{name}_p_{method}"] = finite(float(value))
     return rows
 
 

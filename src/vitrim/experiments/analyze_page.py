@@ -187,7 +187,7 @@ def _correlations(rows: Rows) -> str:
     hint = (
         "Rank correlation of each measure with the difference in accuracy: minus one where more alike always means nearer in "
         "accuracy. Intervals are bootstrapped, drawing runs and not pairs (all pairs of a run share its accuracy); p is "
-        "corrected over the whole table."
+        "corrected over all rows of all pairs, and over all rows of single groups."
     )
     return _table(
         "correlations", "Correlations", hint, '<button data-save="csv:correlations">Table as CSV</button>', heads, 3, lines
