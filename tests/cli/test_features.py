@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from tests.training.small import recipe
 from vitrim.cli.features import features
 from vitrim.data.embedded import fashion
 from vitrim.data.models import load_model
 from vitrim.experiments.features import measure, of_tensors
+from vitrim.training.loop import train
 
 
 @pytest.fixture
@@ -35,6 +37,25 @@ def test_tables_and_pictures(tmp_path, capsys):
     for name in ("cka", "distance", "panels"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > 200
+
+
+def test_runs_are_compared(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("linear", "ila")]
+    for run, tune in zip(runs, ("linear", "ila(dim=2, at=[1])"), strict=True):
+        train(recipe(tune=tune, epochs=1), run)
+    out = tmp_path / "features"
+    assert features(*runs, metrics="attention_cka,entropy", images=8, batch_size=4, workers=0, out=out) == 0
+    assert str(out / "ila") in capsys.readouterr().out
+    for name in ("attention_cka.png", "compared.png", "linear/attention_cka.png", "ila/entropy.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 200
+    kept = json.loads((out / "ila" / "features.json").read_text())["values"]["attention_cka"]
+    assert features(runs[1], metrics="attention_cka,entropy", images=8, batch_size=4, workers=0, out=tmp_path / "alone") == 0
+    assert json.loads((tmp_path / "alone" / "features.json").read_text())["values"]["attention_cka"] == kept
+    with pytest.raises(ValueError, match="two runs are called 'ila'"):
+        features(runs[1], runs[1], out=out)
+    with pytest.raises(ValueError, match="knows its model"):
+        features(*runs, model="fashion", out=out)
 
 
 def test_an_interrupted_pass_goes_on(gallery, tmp_path):

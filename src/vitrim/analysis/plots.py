@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, without the yellow that white swallows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LABELS = {
+    "attention_cka": "attention CKA to the other blocks",
+    "cka": "CKA to the other blocks",
     "distance": "attention distance (patches)",
     "entropy": "attention entropy (nats)",
     "rank": "effective rank of the tokens",
@@ -25,30 +27,52 @@ LABELS = {
 
 def plot_cka(cka: np.ndarray, path: Path, title: str, limits: tuple[float, float] | None = None) -> None:
     """Draw a CKA matrix ``(L, L)``, block 0 at the lower left; its own range of colours unless ``limits`` says one."""
-    count = len(cka)
     low, high = limits or (float(cka.min()), float(cka.max()))
     figure = Figure(figsize=(5.6, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
-    picture = axes.imshow(cka, cmap="magma", origin="lower", vmin=low, vmax=high)
-    if count <= 14:
-        for i in range(count):
-            for j in range(count):
-                dark = cka[i, j] < (low + high) / 2
-                text = f"{cka[i, j]:.2f}".replace("0.", ".")
-                axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
-    ticks = range(0, count, max(1, count // 12))
-    axes.set(xticks=ticks, yticks=ticks, xlabel="block", ylabel="block")
+    picture = _matrix(axes, cka, low, high, numbers=len(cka) <= 14)
+    axes.set(ylabel="block")
     axes.set_title(title, loc="left", fontsize=10)
     figure.colorbar(picture, ax=axes, shrink=0.9)
     figure.savefig(path, dpi=160)
 
 
+def plot_compared_cka(matrices: Mapping[str, np.ndarray], path: Path, title: str, columns: int = 5) -> None:
+    """Draw the CKA matrices ``(L, L)`` of several models side by side, in one range of colours."""
+    low, high = min(float(m.min()) for m in matrices.values()), max(float(m.max()) for m in matrices.values())
+    wide = min(columns, len(matrices))
+    rows = -(-len(matrices) // wide)
+    figure = Figure(figsize=(2.4 * wide + 0.8, 2.6 * rows + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid: Any = figure.subplots(rows, wide, squeeze=False)
+    for axes in grid.flat[len(matrices) :]:
+        axes.set_axis_off()
+    picture: Any = None
+    for i, (axes, (name, cka)) in enumerate(zip(grid.flat, matrices.items(), strict=False)):
+        picture = _matrix(axes, cka, low, high, numbers=False)
+        axes.set_title(name, loc="left", fontsize=9)
+        axes.set(ylabel="block" if i % wide == 0 else "")
+    figure.colorbar(picture, ax=grid, shrink=0.8)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.savefig(path, dpi=160)
+
+
+def _matrix(axes: Any, cka: np.ndarray, low: float, high: float, numbers: bool) -> Any:
+    count = len(cka)
+    picture = axes.imshow(cka, cmap="magma", origin="lower", vmin=low, vmax=high)
+    for i, j in np.ndindex(cka.shape) if numbers else ():
+        dark = cka[i, j] < (low + high) / 2
+        text = f"{cka[i, j]:.2f}".replace("0.", ".")
+        axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
+    ticks = range(0, count, max(1, count // (12 if numbers else 4)))
+    axes.set(xticks=ticks, yticks=ticks, xlabel="block")
+    return picture
+
+
 def plot_lines(values: Mapping[str, np.ndarray], path: Path, title: str) -> None:
     """Draw a panel for each metric over the blocks: ``(L,)`` is a line, ``(L, heads)`` a point for each head and their mean."""
-    figure = Figure(figsize=(4.6 * len(values), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid: Any = figure.subplots(1, len(values), squeeze=False)[0]
+    figure, grid = _panels(len(values))
     for axes, (name, value) in zip(grid, values.items(), strict=True):
         blocks = np.arange(len(value))
         if value.ndim == 2:
@@ -58,13 +82,45 @@ def plot_lines(values: Mapping[str, np.ndarray], path: Path, title: str) -> None
             axes.legend(frameon=False, fontsize=8)
         else:
             axes.plot(blocks, value, "-o", color=_COLOURS[0], markersize=4)
-        axes.set(xlabel="block", ylabel=LABELS.get(name, name), xticks=range(0, len(value), max(1, len(value) // 12)))
-        axes.set_ylim(bottom=0)
-        axes.grid(color="0.92")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _over_blocks(axes, name, len(value))
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.savefig(path, dpi=160)
+
+
+def plot_compared_lines(values: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: str) -> None:
+    """Draw a panel for each metric over the blocks, with a line for each of several models; heads are averaged.
+
+    Args:
+        values: by metric and model, ``(L,)`` or ``(L, heads)``.
+        path: of the picture.
+        title: over it.
+    """
+    figure, grid = _panels(len(values))
+    marks, styles = "os^Dv", ("-", "--", ":")
+    for axes, (name, of_models) in zip(grid, values.items(), strict=True):
+        for i, (model, value) in enumerate(of_models.items()):
+            line = value.mean(axis=1) if value.ndim == 2 else value
+            style = f"{styles[i // len(_COLOURS) % len(styles)]}{marks[i % len(marks)]}"
+            axes.plot(np.arange(len(line)), line, style, color=_COLOURS[i % len(_COLOURS)], markersize=3.5, label=model)
+        _over_blocks(axes, name, max(len(value) for value in of_models.values()))
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.savefig(path, dpi=160)
+
+
+def _panels(count: int) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4.6 * count, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _over_blocks(axes: Any, name: str, depth: int) -> None:
+    axes.set(xlabel="block", ylabel=LABELS.get(name, name), xticks=range(0, depth, max(1, depth // 12)))
+    axes.set_ylim(bottom=0)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def plot_points(points: np.ndarray, labels: Sequence[int], classes: Sequence[str], path: Path, title: str) -> None:

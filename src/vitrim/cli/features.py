@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,15 +18,15 @@ from vitrim.cli.bench import pick_device
 from vitrim.core.attach import DEFAULT_SCHEDULE, reduce
 from vitrim.data.embedded import fashion
 from vitrim.data.models import load_model, unnormalise
-from vitrim.experiments.features import Gallery, class_features, measure, of_subject, of_tensors, write
+from vitrim.experiments.feature_files import write, write_compared
+from vitrim.experiments.features import Gallery, Measured, class_features, measure, of_subject, of_tensors
 from vitrim.experiments.subject import NONE, Changes, of_model, of_run
 
 Flag = Annotated[bool, Parameter(negative="")]
 
 
 def features(
-    run: Path | None = None,
-    *,
+    *runs: Path,
     weights: Path | None = None,
     model: str | None = None,
     data: str | None = None,
@@ -51,9 +51,10 @@ def features(
 
     vitrim features RUN, --weights FILE.safetensors of a run, or --model NAME --data SPEC; without any of them, the model and the
     images that come with vitrim. Reduced tokens are led back to the patches that they stand for. An interrupted call goes on.
+    Several runs are measured one after the other, each into a folder of its own, and compared in pictures of all.
 
     Args:
-        run: folder of a finished run.
+        runs: folders of finished runs.
         weights: safetensors file: of a run, or the weights of --model.
         model: model by name, as for vitrim bench.
         data: data set as in a recipe.
@@ -76,34 +77,59 @@ def features(
     """
     if images < 0 or columns < 1 or batch_size < 1:
         raise ValueError("--images is 0 or more, --columns and --batch-size 1 or more")
-    changes = Changes(method, schedule, data, split, transform)
-    gallery = _gallery(run, weights, model, changes, images or None, pick_device(device))
     names = [] if metrics.strip() == "none" else [name.strip() for name in metrics.split(",") if name.strip()]
-    out.mkdir(parents=True, exist_ok=True)
-    files: list[str] = []
-    notes = gallery.notes
-    if names:
-        line = _Progress()
-        try:
-            found = measure(gallery, names, batch_size=batch_size, workers=workers, out=out, say=line.tell)
-        except KeyboardInterrupt:
-            line.close()
-            print("interrupted; the same command goes on from the last saved batch", file=sys.stderr)
-            return 130
-        finally:
-            line.close()
-        files, notes = write(found, gallery.what, out, table), found.notes
-        print(_summary(found.values, found.images))
-    if panels:
-        _draw_panels(gallery, [name.strip() for name in panels.split(",")], columns, colours, power, out / "panels.png")
-        files.append("panels.png")
-    if tsne:
-        _draw_tsne(gallery, batch_size, workers, out / "tsne.png")
-        files.append("tsne.png")
-    for note in notes:
-        print(f"note: {note}")
-    print(f"\nwritten into {out}: {', '.join(files) or 'nothing; name --metrics, --panels or --tsne'}")
+    places = _places(runs, out)
+    changes, found = Changes(method, schedule, data, split, transform), {}
+    for run, place in places.items():
+        if len(places) > 1:
+            print(f"{'' if run == runs[0] else chr(10)}{place.name}")
+        gallery = _gallery(run, weights, model, changes, images or None, pick_device(device))
+        place.mkdir(parents=True, exist_ok=True)
+        files: list[str] = []
+        notes = gallery.notes
+        if names:
+            measured = _measured(gallery, names, batch_size, workers, place)
+            if measured is None:
+                return 130
+            files, notes = write(measured, gallery.what, place, table), measured.notes
+            found[place.name] = measured
+            print(_summary(measured.values, measured.images))
+        if panels:
+            _draw_panels(gallery, [name.strip() for name in panels.split(",")], columns, colours, power, place / "panels.png")
+            files.append("panels.png")
+        if tsne:
+            _draw_tsne(gallery, batch_size, workers, place / "tsne.png")
+            files.append("tsne.png")
+        for note in notes:
+            print(f"note: {note}")
+        print(f"\nwritten into {place}: {', '.join(files) or 'nothing; name --metrics, --panels or --tsne'}")
+    if len(found) > 1:
+        print(f"written into {out}: {', '.join(write_compared(found, out))}")
     return 0
+
+
+def _places(runs: Sequence[Path], out: Path) -> dict[Path | None, Path]:
+    """Where the results of each run go."""
+    if len(runs) < 2:
+        return {runs[0] if runs else None: out}
+    names = [run.parent.name if run.is_file() else run.resolve().name for run in runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two runs are called '{twice}', and so would be their results; give each a call and --out of its own")
+    return {run: out / name for run, name in zip(runs, names, strict=True)}
+
+
+def _measured(gallery: Gallery, names: Sequence[str], batch_size: int, workers: int | None, out: Path) -> Measured | None:
+    """What is measured of one model; None when it was interrupted."""
+    line = _Progress()
+    try:
+        return measure(gallery, names, batch_size=batch_size, workers=workers, out=out, say=line.tell)
+    except KeyboardInterrupt:
+        line.close()
+        print("interrupted; the same command goes on from the last saved batch", file=sys.stderr)
+        return None
+    finally:
+        line.close()
 
 
 def _gallery(

@@ -14,17 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vitrim.analysis.hsic import SMALLEST, summarise
+from vitrim.analysis.hsic import SMALLEST
 from vitrim.analysis.layer import Layer
 from vitrim.analysis.metrics import METRICS, FeatureCKA, Metric
 from vitrim.analysis.reader import Reader
 from vitrim.data.models import LoadedModel
 from vitrim.datasets.base import DataError
 from vitrim.experiments.passes import Batches, Numbered, everything, labels_of
-from vitrim.experiments.results import require_parquet, write_table
 from vitrim.experiments.subject import Subject
 from vitrim.experiments.tracing import digest
-from vitrim.training.checkpoint import write_tensors, write_text
+from vitrim.training.checkpoint import write_tensors
 from vitrim.training.loader import Samples, default_workers, make_loader
 
 _FEW = 4  # batches: starting processes takes longer than reading these
@@ -233,58 +232,6 @@ class _Store:
         tensors = {f"{name}/{k}": v.contiguous() for name, metric in metrics.items() for k, v in metric.state().items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(self.path, tensors, {"what": self.what, "batches": str(batches), "seen": str(images)})
-
-
-def write(measured: Measured, what: Mapping[str, Any], out: Path, table: str) -> list[str]:
-    """Write tables, pictures and ``features.json`` into a folder; the names of the files."""
-    from vitrim.analysis.plots import plot_cka, plot_lines
-
-    if table == "parquet":
-        require_parquet()
-    out.mkdir(parents=True, exist_ok=True)
-    files: list[str] = []
-    matrices = {k: v for k, v in measured.values.items() if k in ("cka", "attention_cka")}
-    lines = {k: v for k, v in measured.values.items() if k not in matrices}
-    title = f"{what.get('model')}, {what.get('method') or 'dense'}, {measured.images} images"
-    for name, value in matrices.items():
-        plot_cka(value, out / f"{name}.png", f"{'attention ' if name != 'cka' else ''}CKA: {title}")
-        files.append(f"{name}.png")
-    for group in (("distance",), ("entropy",), ("rank", "rank_centred"), ("dist", "dist_norm", "l2_norm")):
-        shown = {name: lines[name] for name in group if name in lines}
-        if shown:
-            file = f"{'norms' if 'dist' in shown else group[0]}.png"
-            plot_lines(shown, out / file, title)
-            files.append(file)
-    for name, rows in (("layers", _layer_rows(lines)), ("cka", _pair_rows(matrices))):
-        if rows["metric"]:
-            write_table(out / f"{name}.{table}", rows)
-            files.append(f"{name}.{table}")
-    summaries = {k: vars(summarise(torch.from_numpy(v))) for k, v in matrices.items() if len(v) >= 4}
-    facts = {**what, "images": measured.images, "notes": measured.notes, "summary": summaries}
-    facts["values"] = {name: value.tolist() for name, value in measured.values.items()}
-    write_text(out / "features.json", json.dumps(facts, indent=1, default=str) + "\n")
-    return [*files, "features.json"]
-
-
-def _layer_rows(values: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
-    """One row for each block, and each head where there are heads; ``head`` is -1 for the block as a whole."""
-    rows: dict[str, list[Any]] = {"metric": [], "block": [], "head": [], "value": []}
-    for name, value in values.items():
-        columns = value[:, None] if value.ndim == 1 else np.concatenate([value.mean(axis=1, keepdims=True), value], axis=1)
-        for block, row in enumerate(columns):
-            for head, number in enumerate(row, start=-1):
-                for column, cell in zip(rows.values(), (name, block, head, float(number)), strict=True):
-                    column.append(cell)
-    return rows
-
-
-def _pair_rows(values: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
-    rows: dict[str, list[Any]] = {"metric": [], "block": [], "other": [], "value": []}
-    for name, value in values.items():
-        for (block, other), number in np.ndenumerate(value):
-            for column, cell in zip(rows.values(), (name, block, other, float(number)), strict=True):
-                column.append(cell)
-    return rows
 
 
 def class_features(gallery: Gallery, batch_size: int, workers: int | None = None) -> tuple[np.ndarray, list[int]]:
