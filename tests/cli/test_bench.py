@@ -8,7 +8,8 @@ from PIL import Image
 import vitrim
 from vitrim.cli import bench as module
 from vitrim.cli.app import main
-from vitrim.cli.bench import load_images, pick_device, split_methods
+from vitrim.cli.bench import load_images
+from vitrim.cli.options import pick_device, split_methods
 from vitrim.data.models import load_model
 
 FAST = ["--limit", "10", "--batch-size", "2", "--rounds", "1"]

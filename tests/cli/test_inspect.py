@@ -20,7 +20,7 @@ def bag(tmp_path: Path) -> Path:
 
 def test_tables_and_pictures(bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = ["inspect", str(bag), "--reduce", "tome", "--reduce", "atc(linkage=complete)", "--out", str(out)]
+    arguments = ["inspect", str(bag), "--methods", "tome", "atc(linkage=complete)", "--out", str(out)]
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "atc(linkage=complete)" in text

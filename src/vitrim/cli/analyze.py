@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from cyclopts import Parameter
-
+from vitrim.cli.options import Flag
 from vitrim.experiments.analyze import Analysis, write_analysis
 from vitrim.experiments.analyze import analyze as compare_runs
 from vitrim.experiments.analyze_correlations import strongest
@@ -28,7 +27,7 @@ def analyze(
     workers: int | None = None,
     resamples: int = 2000,
     title: str | None = None,
-    force: Annotated[bool, Parameter(negative="")] = False,
+    force: Flag = False,
 ) -> int:
     """Compare the traces of runs, pair by pair: features, kept patches, merged patches, token depth; relate them to accuracy.
 

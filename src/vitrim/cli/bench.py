@@ -5,36 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from cyclopts import Parameter
 from torch import Tensor
 
+from vitrim.cli.options import RATES, Flag, Integers, Rates, Words, pick_device, split_methods
 from vitrim.core.backbone import find_backbone
-from vitrim.core.catalog import list_methods
 from vitrim.core.registry import METHODS, SCHEDULES
 from vitrim.core.schedule import Course
 from vitrim.data.models import LoadedModel, load_model
 from vitrim.measure.report import cells_of
 from vitrim.measure.sweep import Row, Run, check_runs, plot, rows_to_csv, rows_to_json, rows_to_markdown, sweep_rows
 
-RATES = (0.9, 0.7, 0.5, 0.25)
-Words = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
-Rates = Annotated[list[float], Parameter(consume_multiple=True, negative="")]
-Blocks = Annotated[list[int], Parameter(consume_multiple=True, negative="")]
-
 
 def bench(
     *,
     model: str = "fashion",
     weights: Path | None = None,
-    random_weights: Annotated[bool, Parameter(negative="")] = False,
+    random_weights: Flag = False,
     images: str | None = None,
     methods: Words | None = None,
     rates: Rates | None = None,
     schedule: Words | None = None,
-    at: Blocks | None = None,
+    at: Integers | None = None,
     batch_size: int = 64,
     limit: int = 500,
     rounds: int = 5,
@@ -43,7 +37,7 @@ def bench(
     device: str = "auto",
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     compile: bool = False,
-    strict: Annotated[bool, Parameter(negative="")] = False,
+    strict: Flag = False,
     out: Path = Path("vitrim-bench"),
 ) -> int:
     """Measure accuracy, FLOPs and time of methods against the dense model.
@@ -112,26 +106,6 @@ def bench(
     return 1 if strict and skipped else report_failures(rows)
 
 
-def split_methods(texts: Sequence[str]) -> list[str]:
-    """Method specs from the command line: ``all``, and lists with commas outside of brackets."""
-    found: list[str] = []
-    for text in texts:
-        depth, part = 0, ""
-        for char in f"{text},":
-            depth += (char in "([") - (char in ")]")
-            if char == "," and depth <= 0:
-                found.append(part.strip())
-                part = ""
-            else:
-                part += char
-        if part.strip(", "):
-            raise ValueError(f"--methods '{text}': a bracket is open; write name(key=value, ...), in quotes")
-    named = [name for part in found if part for name in (list_methods() if part == "all" else [part])]
-    if not named:
-        raise ValueError("--methods names no method; write all, or names as in --methods tome atc")
-    return list(dict.fromkeys(named))
-
-
 def distinct(loaded: LoadedModel, runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """Runs that differ, and those that would only repeat another one (``fixed`` has one radius per block)."""
     backbone = find_backbone(loaded.model)
@@ -171,24 +145,6 @@ def load_images(loaded: LoadedModel, source: str | None, limit: int, batch_size:
     for line in folder.report():
         print(line, file=sys.stderr)
     return folder.images, folder.labels, len(folder.skipped)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` takes a GPU if there is one.
-
-    Raises:
-        ValueError: for a device that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"--device {name}: there is none here; use cpu{', or cuda' if torch.cuda.is_available() else ''}"
-        ) from error
-    return device
 
 
 def write(rows: Sequence[Row], out: Path, facts: dict[str, Any]) -> None:

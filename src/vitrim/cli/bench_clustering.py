@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrim.cli.bench import Rates, Words, pick_device
-from vitrim.cli.published import BATCH_SIZES, Dtype, Numbers, check, conditions, measure
+from vitrim.cli.options import Integers, Rates, Words, pick_device
+from vitrim.cli.published import BATCH_SIZES, Dtype, check, conditions, measure
 from vitrim.kernels.clustering import LINKAGES
 from vitrim.measure.cells import Bench, Cell, Entry
 from vitrim.measure.curves import plot_curves
@@ -24,10 +24,10 @@ TOKENS = (196, 256, 576, 1024, 4096)
 def clustering(
     *,
     frameworks: Words | None = None,
-    tokens: Numbers | None = None,
+    tokens: Integers | None = None,
     rates: Rates | None = None,
     linkages: Words | None = None,
-    batch_sizes: Numbers | None = None,
+    batch_sizes: Integers | None = None,
     channels: int = 64,
     runs: int = 1000,
     throw_out: float = 0.25,

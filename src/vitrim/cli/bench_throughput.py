@@ -12,8 +12,9 @@ import torch
 from cyclopts import Parameter
 from torch import Tensor
 
-from vitrim.cli.bench import RATES, Blocks, Rates, Words, distinct, pick_device, split_methods
-from vitrim.cli.published import BATCH_SIZES, Dtype, Numbers, check, conditions, measure
+from vitrim.cli.bench import distinct
+from vitrim.cli.options import RATES, Integers, Rates, Words, pick_device, split_methods
+from vitrim.cli.published import BATCH_SIZES, Dtype, check, conditions, measure
 from vitrim.core.attach import reduce
 from vitrim.core.backbone import find_backbone
 from vitrim.core.registry import SCHEDULES
@@ -34,8 +35,8 @@ def throughput(
     random_weights: Annotated[bool, Parameter(negative="--pretrained")] = True,
     methods: Words | None = None,
     rates: Rates | None = None,
-    at: Blocks | None = None,
-    batch_sizes: Numbers | None = None,
+    at: Integers | None = None,
+    batch_sizes: Integers | None = None,
     runs: int = 40,
     throw_out: float = 0.25,
     seconds: float = 2.0,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from vitrim.cli.options import Flag
 from vitrim.core.registry import SpecError, check_settings, parse_spec, setting_help, settings_of, spec
 from vitrim.datasets.base import DATASETS, DataError, DataSet
 
@@ -87,7 +88,7 @@ def split(
     save_name_train: str = "train",
     save_name_test: str = "val",
     max_images_per_class: int | None = None,
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Flag = False,
 ) -> None:
     """Split a CSV (columns class_id, dir) into two beside it: of each class the first rows, and the rest. Nothing is random.
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from cyclopts import Parameter
 from torch import Tensor
 
 from vitrim.analysis.draw import contact_sheet, stage_sheet
-from vitrim.cli.bench import Table, report_failures, split_methods, write
+from vitrim.cli.bench import Table, report_failures, write
+from vitrim.cli.options import Words, split_methods
 from vitrim.cli.page import in_order, page
 from vitrim.core.attach import reduced
 from vitrim.core.trace import Trace
@@ -26,7 +26,6 @@ IMAGES, FEWEST = 500, 100
 BATCH, ROUNDS = 32, 5
 SECONDS = 120
 SHOWN = (5, 8, 7, 3, 1)  # sandal, bag, sneaker, dress, trouser: shapes that are told apart at a glance
-Words = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
 
 
 def demo(

@@ -5,25 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import Any, Literal
 
 from vitrim.analysis import animation, sheet
 from vitrim.analysis.draw import COLOURS
-from vitrim.cli.bench import RATES, pick_device, split_methods
 from vitrim.cli.draw_depth import draw_depth, is_trace
 from vitrim.cli.draw_images import Order, draw_images
+from vitrim.cli.options import RATES, Files, Flag, Methods, Rates, Words, pick_device, split_methods
 from vitrim.cli.sources import Source, check, of_name, of_runs
 from vitrim.core.registry import SCHEDULES
 from vitrim.experiments.results import require_parquet, write_table
 
 Kind = Literal["tokens", "soft", "depth", "grid", "rates", "layers"]
-Flag = Annotated[bool, Parameter(negative="")]
-Words = Annotated[list[str], Parameter(name=["--methods", "--method"], consume_multiple=True, negative="")]
-Specs = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
-Rates = Annotated[list[float], Parameter(name=["--rates", "--rate"], consume_multiple=True, negative="")]
-Files = Annotated[list[Path], Parameter(consume_multiple=True, negative="")]
 
 # What is drawn of a model by name when nothing is said; runs have a method of their own.
 METHODS = {"tokens": ["atc"], "soft": ["patchmerger"], "depth": ["topk", "tome"], "grid": ["all"], "rates": ["atc"],
@@ -37,8 +30,8 @@ def draw(
     model: str | None = None,
     weights: Path | None = None,
     random_weights: Flag = False,
-    methods: Words | None = None,
-    schedule: Specs | None = None,
+    methods: Methods | None = None,
+    schedule: Words | None = None,
     rates: Rates | None = None,
     image: Files | None = None,
     data: str | None = None,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from cyclopts import Parameter
 
-from vitrim.cli.bench import pick_device
+from vitrim.cli.options import Flag, pick_device
 from vitrim.experiments.evaluate import Settings, evaluate
 from vitrim.experiments.processes import Processes
 from vitrim.experiments.subject import Changes, Subject, of_model, of_run
 from vitrim.experiments.tracing import TraceOptions
 from vitrim.training.progress import clock
 
-Flag = Annotated[bool, Parameter(negative="")]
 _SECONDS = 15.0  # between lines where nothing can be rewritten
 
 

@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from cyclopts import Parameter
 from torch import Tensor, nn
 
 from vitrim.cli.bench import load_images
+from vitrim.cli.options import Flag
 from vitrim.core.attach import reduce as attach
 from vitrim.core.registry import spec
 from vitrim.data.models import LoadedModel, load_model
@@ -61,17 +60,17 @@ def export(
     out: Path,
     model: str = "fashion",
     weights: Path | None = None,
-    random_weights: Annotated[bool, Parameter(negative="")] = False,
+    random_weights: Flag = False,
     reduce: str = "tome",
     schedule: str = "keep(rate=0.5)",
     batch_size: int = 1,
-    dynamic_batch: Annotated[bool, Parameter(negative="")] = False,
+    dynamic_batch: Flag = False,
     opset: int | None = None,
     images: str | None = None,
     limit: int = 10,
     rounds: int = 20,
     threads: int | None = None,
-    force: Annotated[bool, Parameter(negative="")] = False,
+    force: Flag = False,
 ) -> int:
     """Write a reduced model to a file that runs without vitrim, check it against PyTorch, and time it.
 

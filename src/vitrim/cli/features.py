@@ -7,22 +7,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from cyclopts import Parameter
 from torch import Tensor
 
-from vitrim.cli.bench import pick_device
+from vitrim.cli.options import Flag, pick_device
 from vitrim.core.attach import DEFAULT_SCHEDULE, reduce
 from vitrim.data.embedded import fashion
 from vitrim.data.models import load_model, unnormalise
 from vitrim.experiments.feature_files import write, write_compared
 from vitrim.experiments.features import Gallery, Measured, class_features, measure, of_subject, of_tensors
 from vitrim.experiments.subject import NONE, Changes, of_model, of_run
-
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def features(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitrim.analysis.draw import draw_reduction
 from vitrim.analysis.terminal import in_terminal, shows_pictures
+from vitrim.cli.options import Flag
 from vitrim.core.attach import reduced
 from vitrim.core.backbone import find_backbone
 from vitrim.core.registry import spec
@@ -25,7 +26,7 @@ from vitrim.data.models import LoadedModel, load_model
 from vitrim.measure.accuracy import predict
 from vitrim.measure.flops import BackboneFlops, closed_form, count_flops
 
-Words = Annotated[list[str], Parameter(negative="")]
+Methods = Annotated[list[str], Parameter(name=["--methods", "--method", "--reduce"], consume_multiple=True, negative="")]
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def inspect(
     *,
     model: str = "fashion",
     weights: Path | None = None,
-    random_weights: Annotated[bool, Parameter(negative="")] = False,
-    reduce: Words | None = None,
+    random_weights: Flag = False,
+    methods: Methods | None = None,
     schedule: str = "keep(rate=0.5, at=[3, 6, 9])",
     top: int = 5,
     out: Path | None = None,
@@ -70,7 +71,7 @@ def inspect(
         model: fashion (comes with vitrim), timm/NAME, or vit with --weights.
         weights: safetensors file with the weights of the model.
         random_weights: do without weights; predictions mean nothing.
-        reduce: method spec such as tome or "atc(linkage=complete)"; repeat it to compare several.
+        methods: names or full specs, such as tome "atc(linkage=complete)", to compare.
         schedule: how many tokens stay where, such as "keep(rate=0.7, at=[3, 6, 9])" or "r(n=13)".
         top: predictions to print.
         out: folder for the pictures; when left out, they are shown in a terminal of 24-bit colour, and otherwise written into
@@ -85,7 +86,7 @@ def inspect(
     loaded = load_model(model, weights, random_weights=random_weights)
     x = loaded.transform(picture).unsqueeze(0)
     dense = _look(loaded, x, None, schedule)
-    seen = [dense, *(_look(loaded, x, method, schedule) for method in reduce or ["tome"])]
+    seen = [dense, *(_look(loaded, x, method, schedule) for method in methods or ["tome"])]
     print(f"{loaded.name}, {image.name}, {spec(schedule)}\n")
     print(_table_of_blocks(seen))
     print()

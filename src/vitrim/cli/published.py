@@ -6,10 +6,9 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from cyclopts import Parameter
 
 import vitrim
 from vitrim.measure.cells import Bench, Cell
@@ -17,7 +16,6 @@ from vitrim.measure.ledger import Row
 from vitrim.measure.protocol import Protocol
 
 BATCH_SIZES = tuple(2**i for i in range(11))
-Numbers = Annotated[list[int], Parameter(consume_multiple=True, negative="")]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 

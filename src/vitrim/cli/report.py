@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from vitrim.cli.options import Flag
 from vitrim.experiments.report import Report, gather
 from vitrim.experiments.rows import where as filter_rows
 
@@ -18,7 +19,7 @@ def report(
     figures: Path | None = None,
     where: str | None = None,
     title: str | None = None,
-    force: Annotated[bool, Parameter(negative="")] = False,
+    force: Flag = False,
 ) -> int:
     """Write a page about runs: table, accuracy against GFLOPs and against speed, training curves, gradient stability.
 

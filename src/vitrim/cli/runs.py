@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from vitrim.cli.options import Flag
 from vitrim.experiments.rows import chosen_columns, columns_of, in_order, to_csv
 from vitrim.experiments.rows import where as filter_rows
 from vitrim.experiments.runs import Row, find_runs
@@ -24,7 +25,7 @@ def runs(
     where: str | None = None,
     columns: Words | None = None,
     sort: Words | None = None,
-    csv: Annotated[bool, Parameter(negative="")] = False,
+    csv: Flag = False,
 ) -> int:
     """List the runs below a folder: options, metrics, state, GFLOPs, seconds.
 

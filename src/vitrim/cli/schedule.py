@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from cyclopts import Parameter
 from torch import Tensor
 
-from vitrim.cli.bench import load_images, pick_device
+from vitrim.cli.bench import load_images
+from vitrim.cli.options import Integers, Numbers, pick_device
 from vitrim.core.registry import METHODS
 from vitrim.data.embedded import rotation
 from vitrim.data.models import LoadedModel, load_model
@@ -20,8 +20,6 @@ from vitrim.measure.plan import Plan, Target, curve_to_csv, curve_to_markdown, p
 from vitrim.measure.report import environment
 
 MOST = 500
-Numbers = Annotated[list[float], Parameter(consume_multiple=True, negative="")]
-Blocks = Annotated[list[int], Parameter(consume_multiple=True, negative="")]
 
 
 def schedule(
@@ -34,7 +32,7 @@ def schedule(
     calibrate: int | None = None,
     limit: int = 0,
     budgets: Numbers | None = None,
-    at: Blocks | None = None,
+    at: Integers | None = None,
     evaluations: int = 60,
     batch_size: int = 64,
     rounds: int = 7,

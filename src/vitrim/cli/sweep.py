@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from vitrim.cli.options import Flag, Words
 from vitrim.experiments.cells import Cell, expand, read_cells
 from vitrim.experiments.grid import read_groups, read_options, split_values
 from vitrim.experiments.launch import Commands, Launcher, Local, Ray, Slurm
@@ -34,8 +35,6 @@ from vitrim.experiments.sweep import (
     with_needs,
 )  # fmt: skip
 
-Words = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
 Options = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 
 
