@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -103,3 +104,19 @@ def test_ctrl_c(main, run, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "evaluation.json").exists()
     monkeypatch.undo()
     assert main(run, *options) == 0
+
+
+def test_several_runs(main, run, tmp_path, capsys):
+    twin = tmp_path / "twin"
+    shutil.copytree(run, twin)
+    out = tmp_path / "results"
+    assert main(run, tmp_path / "nothing", twin, "--workers", 0, "--rounds", 0, "--batch-size", 8, "--out", out) == 1
+    told = capsys.readouterr()
+    assert "nothing" in told.err
+    assert "1 of 3 runs could not be evaluated" in told.err
+    one, other = (json.loads((out / name / "evaluation.json").read_text()) for name in ("run", "twin"))
+    assert one["top1"] == other["top1"]
+    assert main(run, run / "model.safetensors", "--out", out) == 2
+    assert "two runs are called 'run'" in capsys.readouterr().err
+    assert main(run, twin, "--model", "fashion") == 1
+    assert "leave out --model" in capsys.readouterr().err

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from vitrim.cli.options import Flag, pick_device
+from vitrim.cli.options import Flag, by_name, pick_device
 from vitrim.experiments.evaluate import Settings, evaluate
 from vitrim.experiments.processes import Processes
 from vitrim.experiments.subject import Changes, Subject, of_model, of_run
@@ -20,8 +21,7 @@ _SECONDS = 15.0  # between lines where nothing can be rewritten
 
 
 def eval(
-    run: Path | None = None,
-    *,
+    *runs: Path,
     weights: Path | None = None,
     model: str | None = None,
     data: str | None = None,
@@ -51,11 +51,12 @@ def eval(
     """Evaluate a run, a weights file, or any model: accuracy, GFLOPs, speed; record what it does to every image.
 
     vitrim eval RUN, vitrim eval --weights RUN/model.safetensors, or vitrim eval --model timm/NAME --data "imagenet(root='DIR')".
-    Writes evaluation.json into the run (below RUN/evaluations with another reduction), or into --out. Speed is timed in turns
-    with the dense model; GFLOPs are 1e9 multiply-adds per image. Many processes: accelerate launch -m vitrim.cli.app eval ...
+    Writes evaluation.json into the run (below RUN/evaluations with another reduction), or into --out (several runs: into
+    OUT/NAME); a run that cannot be evaluated stops no other. Speed is timed in turns with the dense model; GFLOPs are 1e9
+    multiply-adds per image. Many processes: accelerate launch -m vitrim.cli.app eval ...
 
     Args:
-        run: folder of a finished run.
+        runs: folders of finished runs.
         weights: safetensors file: of a run, which tells everything itself, or the weights of --model.
         model: model by name, as for vitrim bench, when it is not of a run.
         data: data set as in a recipe; for a run, another place or another set of the same classes.
@@ -92,10 +93,39 @@ def eval(
     settings = Settings(batch_size, limit, workers, rounds, options, predictions, overwrite)
     with Processes() as processes:
         place = processes.device(pick_device(device))
-        subject = _subject(run, weights, model, changes, place)
-        subject.skip = subject.skip or skip_unreadable
-        target = out or (_limited(subject.folder, limit) if subject.folder else None)
-        return _run(subject, target, settings, place, processes)
+
+        def one(run: Path | None, out: Path | None) -> int:
+            subject = _subject(run, weights, model, changes, place)
+            subject.skip = subject.skip or skip_unreadable
+            target = out or (_limited(subject.folder, limit) if subject.folder else None)
+            return _run(subject, target, settings, place, processes)
+
+        return one(runs[0] if runs else None, out) if len(runs) < 2 else _each(runs, out, one, quiet=not processes.main)
+
+
+def _each(runs: Sequence[Path], out: Path | None, one: Callable[[Path, Path | None], int], quiet: bool) -> int:
+    """Evaluate several runs; one that cannot be is told about, and the others follow.
+
+    Returns:
+        1 when there was such a run, 130 when interrupted, 0 otherwise.
+    """
+    places = dict.fromkeys(runs) if out is None else by_name(runs, out)
+    failed = 0
+    for number, (run, place) in enumerate(places.items(), 1):
+        if not quiet:
+            print(f"{chr(10) if number > 1 else ''}[{number}/{len(places)}] {run}")
+        try:
+            code = one(run, place)
+        except (ValueError, OSError) as error:
+            failed += 1
+            if not quiet:
+                print(f"vitrim: {run}: {' '.join(str(error).split())}", file=sys.stderr)
+            continue
+        if code:
+            return code
+    if failed and not quiet:
+        print(f"\n{failed} of {len(places)} runs could not be evaluated", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _run(subject: Subject, out: Path | None, settings: Settings, device: torch.device, processes: Processes) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrim.cli.options import Flag, pick_device
+from vitrim.cli.options import Flag, by_name, pick_device
 from vitrim.core.attach import DEFAULT_SCHEDULE, reduce
 from vitrim.data.embedded import fashion
 from vitrim.data.models import load_model, unnormalise
@@ -75,11 +75,11 @@ def features(
     if images < 0 or columns < 1 or batch_size < 1:
         raise ValueError("--images is 0 or more, --columns and --batch-size 1 or more")
     names = [] if metrics.strip() == "none" else [name.strip() for name in metrics.split(",") if name.strip()]
-    places = _places(runs, out)
+    places: dict[Path | None, Path] = {**by_name(runs, out)} if len(runs) > 1 else dict.fromkeys(runs or (None,), out)
     changes, found = Changes(method, schedule, data, split, transform), {}
     for run, place in places.items():
         if len(places) > 1:
-            print(f"{'' if run == runs[0] else chr(10)}{place.name}")
+            print(f"\n{place.name}" if found else place.name)
         gallery = _gallery(run, weights, model, changes, images or None, pick_device(device))
         place.mkdir(parents=True, exist_ok=True)
         files: list[str] = []
@@ -103,17 +103,6 @@ def features(
     if len(found) > 1:
         print(f"written into {out}: {', '.join(write_compared(found, out))}")
     return 0
-
-
-def _places(runs: Sequence[Path], out: Path) -> dict[Path | None, Path]:
-    """Where the results of each run go."""
-    if len(runs) < 2:
-        return {runs[0] if runs else None: out}
-    names = [run.parent.name if run.is_file() else run.resolve().name for run in runs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"two runs are called '{twice}', and so would be their results; give each a call and --out of its own")
-    return {run: out / name for run, name in zip(runs, names, strict=True)}
 
 
 def _measured(gallery: Gallery, names: Sequence[str], batch_size: int, workers: int | None, out: Path) -> Measured | None:

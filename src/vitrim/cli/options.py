@@ -67,3 +67,20 @@ def pick_device(name: str) -> torch.device:
             f"--device {name}: there is none here; use cpu{', or cuda' if torch.cuda.is_available() else ''}"
         ) from error
     return device
+
+
+def by_name(runs: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """A folder below ``out`` for the results of each run, called like it.
+
+    Args:
+        runs: folders of runs, or weights files in them.
+        out: folder.
+
+    Raises:
+        ValueError: when two have one name.
+    """
+    names = [run.parent.name if run.is_file() else run.resolve().name for run in runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two runs are called '{twice}', and so would be their results; give each a call and --out of its own")
+    return {run: out / name for run, name in zip(runs, names, strict=True)}
