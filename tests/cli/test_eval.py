@@ -66,7 +66,7 @@ def test_a_weights_file_and_a_model(main, run, tmp_path, capsys):
         ([], "give one thing to evaluate: vitrim eval RUN"),
         (["RUN", "--weights", "x.safetensors"], "give one thing to evaluate"),
         (["RUN", "--model", "fashion"], "is a run, which knows its model; leave out --model"),
-        (["--model", "fashion"], "--model needs images; give a data set"),
+        (["--model", "timm/vit_tiny_patch16_224"], "--model needs images; give a data set"),
         (["nowhere"], "'nowhere' does not exist"),
         (["--weights", "nowhere.safetensors"], "weights: 'nowhere.safetensors' does not exist"),
         (["RUN", "--split", "tests"], "has no split 'tests'; it has: train, val"),
@@ -120,3 +120,9 @@ def test_several_runs(main, run, tmp_path, capsys):
     assert "two runs are called 'run'" in capsys.readouterr().err
     assert main(run, twin, "--model", "fashion") == 1
     assert "leave out --model" in capsys.readouterr().err
+
+
+def test_the_embedded_model_has_images(main, tmp_path, capsys):
+    asked = ("--model", "fashion", "--method", "tome", "--schedule", "keep(rate=0.5)", "--limit", 20, "--rounds", 0)
+    assert main(*asked, "--workers", 0, "--out", tmp_path) == 0
+    assert "embedded, test: 20 images, 10 classes" in capsys.readouterr().out

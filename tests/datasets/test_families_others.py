@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import pickle
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from scipy.io import savemat
 
 from tests.datasets.test_families_formats import fake, reopen, write
 from vitrim.core.registry import SpecError
+from vitrim.data.embedded import fashion
 from vitrim.datasets.base import DATASETS, DataError, DataSet
+from vitrim.datasets.check import check
 from vitrim.datasets.vtab import TASKS
 
 # ---- ImageNet
@@ -210,3 +213,17 @@ def test_vtab_counts_classes_that_only_test_images_show(tmp_path: Path) -> None:
     path = tmp_path / "vtab-1k/caltech101/train800val200.txt"
     path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if not line.endswith(" 3\n")))
     assert reopen(data).classes == ["0", "1", "2", "3"]
+
+
+def test_the_images_inside_the_package() -> None:
+    data = DATASETS.build("embedded")
+    assert not check(data).problems
+    items = data.items("test")
+    assert [sum(item.target == label for item in items) for label in range(10)] == [200] * 10
+    image, target = pickle.loads(pickle.dumps(data)).split("test")[7]
+    ours = fashion()
+    assert np.array_equal(np.asarray(image)[..., 0], ours.pixels[7])
+    assert target == int(ours.labels[7])
+    assert data.classes == ours.classes
+    with pytest.raises(ValueError, match="it has: test"):
+        data.items("train")

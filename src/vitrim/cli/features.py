@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,12 +13,10 @@ import torch
 from torch import Tensor
 
 from vitrim.cli.options import Flag, by_name, pick_device
-from vitrim.core.attach import DEFAULT_SCHEDULE, reduce
-from vitrim.data.embedded import fashion
-from vitrim.data.models import load_model, unnormalise
+from vitrim.data.models import unnormalise
 from vitrim.experiments.feature_files import write, write_compared
-from vitrim.experiments.features import Gallery, Measured, class_features, measure, of_subject, of_tensors
-from vitrim.experiments.subject import NONE, Changes, of_model, of_run
+from vitrim.experiments.features import Gallery, Measured, class_features, measure, of_subject
+from vitrim.experiments.subject import Changes, of_model, of_run
 
 
 def features(
@@ -121,35 +118,15 @@ def _measured(gallery: Gallery, names: Sequence[str], batch_size: int, workers: 
 def _gallery(
     run: Path | None, weights: Path | None, model: str | None, changes: Changes, limit: int | None, device: torch.device
 ) -> Gallery:
-    if model in (None, "fashion") and run is None and changes.data is None and (weights is None or model is not None):
-        return _embedded(weights, changes, limit, device)
-    if model is not None:
-        if run is not None:
-            raise ValueError(f"'{run}' is a run, which knows its model; leave out --model")
-        subject = of_model(model, weights, changes, device)
-    elif run is not None or weights is not None:
+    if run is None and weights is None:
+        model = model or "fashion"
+    if model is None:
         subject = of_run(run or weights or Path(), changes, device)
+    elif run is None:
+        subject = of_model(model, weights, changes, device)
     else:
-        raise ValueError("give a model for these images: vitrim features RUN, --weights FILE, or --model NAME")
+        raise ValueError(f"'{run}' is a run, which knows its model; leave out --model")
     return of_subject(subject, limit, _picture_of(subject.transform))
-
-
-def _embedded(weights: Path | None, changes: Changes, limit: int | None, device: torch.device) -> Gallery:
-    """The model and the images that come with vitrim."""
-    loaded = load_model("fashion", weights, device=device)
-    data = fashion(limit)
-    notes: list[str] = []
-    if changes.method not in (None, *NONE):
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            reduction = reduce(loaded.model, changes.method or "none", changes.schedule or DEFAULT_SCHEDULE)
-            if not reduction.load_learned(loaded.reduction):
-                notes.append(f"the learned part of {reduction.method} is untrained")
-        notes += [str(w.message) for w in said]
-    what = {"model": "fashion", "weights": weights, "method": changes.method, "schedule": changes.schedule, "data": "embedded"}
-    gallery = of_tensors(loaded, data.images, data.labels.tolist(), data.classes, what)
-    gallery.notes += notes
-    return gallery
 
 
 def _picture_of(transform: Any) -> Callable[[Tensor], np.ndarray]:

@@ -123,12 +123,14 @@ def of_run(run: Path, changes: Changes, device: torch.device) -> Subject:
 
 
 def of_model(name: str, weights: Path | None, changes: Changes, device: torch.device) -> Subject:
-    """A model by name on a data set.
+    """A model by name on a data set; the embedded model has images of its own.
 
     Raises:
         SpecError: for an unknown model, data set or method.
         ValueError: without a data set, or when the classes do not fit.
     """
+    if changes.data is None and name.partition("(")[0].strip() == "fashion":
+        changes = replace(changes, data="embedded")
     if changes.data is None:
         raise ValueError("--model needs images; give a data set such as --data \"folder(root='DIR')\" (vitrim data list)")
     if changes.ema:
@@ -146,7 +148,7 @@ def of_model(name: str, weights: Path | None, changes: Changes, device: torch.de
         notes += [str(w.message) for w in said]
         if untrained:
             notes.append(f"the learned part of {reduction.method} is untrained: accuracies mean nothing")
-    split = changes.split or "val"
+    split = changes.split or ("val" if "val" in dataset.splits else dataset.splits[-1])
     what = {
         "model": name, "weights": None if weights is None else str(weights), **_reduction(loaded.model, changes.schedule),
         "data": changes.data, "split": split, "transform": "the model's own" if changes.transform is None else spec(transform),
