@@ -79,7 +79,7 @@ def by_name(runs: Sequence[Path], out: Path) -> dict[Path, Path]:
     Raises:
         ValueError: when two have one name.
     """
-    names = [run.parent.name if run.is_file() else run.resolve().name for run in runs]
+    names = [(run.parent if run.is_file() else run).absolute().name for run in runs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two runs are called '{twice}', and so would be their results; give each a call and --out of its own")
