@@ -1,7 +1,7 @@
 """What tuning methods save in training: images per second and peak memory of a step, against full fine-tuning.
 
     python -m benchmarks.tuning
-    python -m benchmarks.tuning --model vit_base_patch16_224 --device cuda --dtype bfloat16
+    python -m benchmarks.tuning --model timm/vit_base_patch16_224 --device cuda --dtype bfloat16
     python -m benchmarks.tuning --recompute     hidden layers of MLPs computed again in the backward pass, but for ``full``
     python -m benchmarks.tuning --reduce evit --schedule "keep(rate=0.5, at=[3, 6, 9])" --cache "clc(num_clr=1)" --head cla
 
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import vitrim
+from vitrim.core.attach import DEFAULT_SCHEDULE
 from vitrim.data.finetune import model_to_train
 
 METHODS = (
@@ -41,7 +42,7 @@ def one(spec: str, options: argparse.Namespace) -> dict[str, float]:
     device, batch = options.device, options.batch_size
     torch.manual_seed(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    model: Any = model_to_train(options.model, options.classes, random_weights=True)[0].to(device).train()
+    model: Any = model_to_train(options.model, options.classes, random_weights=True)[0].to(device)
     vitrim.tune(model, spec, train=options.train, recompute=options.recompute and spec != "full")
     if options.reduce is not None and not plain:
         vitrim.reduce(model, options.reduce, options.schedule, cache=options.cache, head=options.head, seed=0)
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="*", default=["head", "class_token"])
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--reduce", help="reduce tokens by this method as well")
-    parser.add_argument("--schedule")
+    parser.add_argument("--schedule", default=DEFAULT_SCHEDULE)
     parser.add_argument("--cache")
     parser.add_argument("--head")
     parser.add_argument("--one", help=argparse.SUPPRESS)

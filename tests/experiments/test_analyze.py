@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from tests.experiments.faketraces import write_trace
 from vitrim.analysis.agreement import compare_pruning
 from vitrim.analysis.similarity import compare as compare_features
-from vitrim.experiments import analyze_work
+from vitrim.experiments import analyze_compare, analyze_work
 from vitrim.experiments.analyze import Analysis, analyze, write_analysis
 from vitrim.experiments.analyze_correlations import ALL, correlation_rows
 from vitrim.experiments.analyze_facts import RunFacts, measure_run
@@ -328,3 +328,17 @@ def test_single_groups_do_not_count_in_the_correction_of_all_pairs() -> None:
     rows = correlation_rows([ALL, "topk"], [whole, single])
     assert [r["spearman_p_holm"] for r in rows] == pytest.approx([0.02, 0.03, 0.06, 1.0, 1.0])
     assert [r["kendall_p_bh"] for r in rows] == pytest.approx([0.02, 0.03, 0.06, 0.6, 0.6])
+
+
+def test_features_that_are_too_many_to_hold_are_streamed(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = find_traces([place / "evit-0.5", place / "topk-0.5"])
+    held = analyze(runs, "method", tmp_path / "held", examples=0, workers=0, resamples=50).tables["features"]
+    monkeypatch.setattr(analyze_compare, "_PREPARED_NUMBERS", 0)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("decomposed whole")
+
+    monkeypatch.setattr(analyze_compare, "_prepared", refuse)
+    streamed = analyze(runs, "method", tmp_path / "streamed", examples=0, workers=0, resamples=50).tables["features"]
+    assert [row["value"] for row in streamed] == pytest.approx([row["value"] for row in held], abs=1e-9)
+    assert held

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from vitrim.data.embedded import Labelled, fashion
-from vitrim.datasets.base import DATASETS, DataSet, Item
+from vitrim.datasets._pixels import PixelSet
+from vitrim.datasets.base import DATASETS, Item
 
 
 @DATASETS.register("embedded")
-class Embedded(DataSet):
+class Embedded(PixelSet):
     """2,000 photographs of clothes from the test set of Fashion-MNIST, 200 of each class, inside the package.
 
     There is nothing to learn from, only ``test``: for first steps without any download, with ``--model fashion``.
@@ -44,15 +44,7 @@ class Embedded(DataSet):
     def missing(self, items: Sequence[Item]) -> list[Item]:
         return [item for item in items if int(item.path.split("/")[1]) >= len(self._data)]
 
-    def raw(self, item: Item) -> bytes:
-        content = io.BytesIO()
-        self._image(item).save(content, "PNG")
-        return content.getvalue()
-
-    def read(self, item: Item) -> Image.Image:
-        return self._image(item).convert("RGB")
-
-    def _image(self, item: Item) -> Image.Image:
+    def image(self, item: Item) -> Image.Image:
         return Image.fromarray(self._data.pixels[int(item.path.split("/")[1])])
 
     @cached_property

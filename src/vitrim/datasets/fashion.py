@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +12,15 @@ import numpy as np
 from PIL import Image
 
 from vitrim.datasets import _fake
-from vitrim.datasets.base import DATASETS, DataError, DataSet, Item
+from vitrim.datasets._pixels import PixelSet
+from vitrim.datasets.base import DATASETS, DataError, Item
 from vitrim.datasets.splits import first_of_each_class
 
 _FILES = {"train": "train", "val": "train", "trainval": "train", "test": "t10k"}
 
 
 @DATASETS.register("fashion")
-class Fashion(DataSet):
+class Fashion(PixelSet):
     """Fashion-MNIST: ten kinds of clothes, 70,000 grey images of 28 x 28 (Xiao et al., arXiv:1708.07747).
 
     ``trainval`` is the official training part, ``val`` its last twelfth (5,000 images), ``train`` the rest.
@@ -70,15 +70,7 @@ class Fashion(DataSet):
     def missing(self, items: Sequence[Item]) -> list[Item]:
         return [item for item in items if int(item.path.split("/")[1]) >= len(self._pixels(item.path.split("/")[0]))]
 
-    def raw(self, item: Item) -> bytes:
-        content = io.BytesIO()
-        self._image(item).save(content, "PNG")
-        return content.getvalue()
-
-    def read(self, item: Item) -> Image.Image:
-        return self._image(item).convert("RGB")
-
-    def _image(self, item: Item) -> Image.Image:
+    def image(self, item: Item) -> Image.Image:
         part, number = item.path.split("/")
         return Image.fromarray(self._pixels(part)[int(number)])
 

@@ -21,7 +21,7 @@ from vitrim.experiments.analyze_pairs import Pair
 from vitrim.experiments.tracestore import TraceStore
 
 VERSION = 2  # of the measures; results of another version are not used again
-# Features of up to so many numbers are decomposed once for many pairs, and so many of them are held: some 400 MB a process.
+# Features of up to so many numbers are decomposed once for many pairs, and so many of them are held: at most 700 MB a process.
 _PREPARED_NUMBERS, _PREPARED = 1_000_000, 48
 Array = npt.NDArray[Any]
 
